@@ -1,0 +1,137 @@
+//! The one way our processes talk to each other: length-prefixed JSON over a Unix stream socket, with descriptors.
+//!
+//! A message is a 4-byte little-endian length and that many bytes of JSON; descriptors ride (`SCM_RIGHTS`) with the
+//! length. Both are bounded, so a hostile peer costs one message's memory and no more, and every descriptor received
+//! is owned, so none leaks when a message turns out to be bad.
+//!
+//! This crate must never know what the messages mean.
+
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Longest message body, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Most descriptors that one message carries.
+pub const DESCRIPTORS_MAX: usize = 8;
+
+/// Why a message could not be sent or received.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The peer closed the socket between two messages.
+    #[error("The other process closed the channel")]
+    Closed,
+    /// The message is longer than [`MESSAGE_BYTES_MAX`].
+    #[error("A message of {0} bytes is over the limit of {MESSAGE_BYTES_MAX}")]
+    TooLong(usize),
+    /// More than [`DESCRIPTORS_MAX`] descriptors were sent, or the kernel cut some off.
+    #[error("A message carries more than {DESCRIPTORS_MAX} descriptors")]
+    TooManyDescriptors,
+    /// The body is not the JSON that the receiver expects.
+    #[error("A message could not be understood")]
+    Malformed(#[from] serde_json::Error),
+    /// The socket failed, or the peer went away in the middle of a message.
+    #[error("The channel failed")]
+    Io(#[from] std::io::Error),
+}
+
+/// One end of a channel. Blocking; one message at a time.
+#[derive(Debug)]
+pub struct Channel {
+    socket: UnixStream,
+}
+
+impl Channel {
+    /// Takes over a connected stream socket.
+    pub fn new(socket: UnixStream) -> Self {
+        Self { socket }
+    }
+
+    /// Gives the socket back, for a connection that stops speaking messages (a console).
+    pub fn into_inner(self) -> UnixStream {
+        self.socket
+    }
+
+    /// Sends one message with descriptors, which stay the caller's.
+    pub fn send<T: Serialize>(&mut self, message: &T, fds: &[RawFd]) -> Result<(), ChannelError> {
+        let body = serde_json::to_vec(message)?;
+        let length = u32::try_from(body.len()).map_err(|_| ChannelError::TooLong(body.len()))?;
+        if body.len() > MESSAGE_BYTES_MAX {
+            return Err(ChannelError::TooLong(body.len()));
+        }
+        if fds.len() > DESCRIPTORS_MAX {
+            return Err(ChannelError::TooManyDescriptors);
+        }
+        let rights = [ControlMessage::ScmRights(fds)];
+        let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+        let head = length.to_le_bytes();
+        let sent = loop {
+            let slices = [IoSlice::new(&head)];
+            match sendmsg::<()>(
+                self.socket.as_raw_fd(),
+                &slices,
+                control,
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            ) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                other => break other.map_err(std::io::Error::from)?,
+            }
+        };
+        self.socket.write_all(&head[sent..])?;
+        self.socket.write_all(&body)?;
+        Ok(())
+    }
+
+    /// Waits for one message. Its descriptors are close-on-exec and owned by the caller.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), ChannelError> {
+        let mut head = [0u8; 4];
+        let (got, fds) = self.receive_head(&mut head)?;
+        if got == 0 {
+            return Err(ChannelError::Closed);
+        }
+        self.socket.read_exact(&mut head[got..])?;
+        let length = u32::from_le_bytes(head) as usize;
+        if length > MESSAGE_BYTES_MAX {
+            return Err(ChannelError::TooLong(length));
+        }
+        let mut body = vec![0; length];
+        self.socket.read_exact(&mut body)?;
+        Ok((serde_json::from_slice(&body)?, fds))
+    }
+
+    fn receive_head(&self, head: &mut [u8; 4]) -> Result<(usize, Vec<OwnedFd>), ChannelError> {
+        let mut space = cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let mut slices = [IoSliceMut::new(head)];
+        let message = loop {
+            match recvmsg::<()>(
+                self.socket.as_raw_fd(),
+                &mut slices,
+                Some(&mut space),
+                flags,
+            ) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                other => break other.map_err(std::io::Error::from)?,
+            }
+        };
+        let mut fds = Vec::new();
+        for control in message.cmsgs().map_err(std::io::Error::from)? {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                // SAFETY: the kernel has just made these descriptors for us, and nothing else knows them.
+                fds.extend(
+                    raw.into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
+            }
+        }
+        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(ChannelError::TooManyDescriptors);
+        }
+        Ok((message.bytes, fds))
+    }
+}
