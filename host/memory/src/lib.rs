@@ -1,1 +1,91 @@
-//! To be written.
+//! Guest RAM as a sealed memfd, and the bitmaps that say which of its pages changed.
+//!
+//! What always holds:
+//! - every write to guest RAM that is not the guest's own goes through [`GuestMemory`], which marks the page in the
+//!   device log (while tracking is on) before the write's completion can be shown to anyone;
+//! - a process that holds only a read-only descriptor gets a [`MemoryView`], which has no way to write;
+//! - pages are numbered in the order of the memfd ([`PageIndex`]), never by guest-physical address: [`Layout`] is the
+//!   only place that translates;
+//! - nothing that another process wrote into shared memory (lengths, bits past the end) is believed unchecked.
+//!
+//! This crate must never know KVM, a device, or how pages travel.
+
+mod bitmap;
+mod device_log;
+mod guest;
+mod layout;
+mod memfd;
+mod page;
+mod view;
+
+pub use bitmap::{DirtyBitmap, TakenWord};
+pub use device_log::DeviceLog;
+pub use guest::{GuestMemory, MappedRegion};
+pub use layout::{GAP_END, GAP_START, Layout, Region};
+pub use memfd::{create_memory, is_read_only, reopen_read_only};
+pub use page::{MemoryOffset, MemorySize, PAGE_BYTES, PageIndex};
+pub use view::MemoryView;
+pub use vm_memory;
+
+/// Why guest memory or a bitmap could not be made, mapped or used.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size is zero, over the limit or no multiple of the page size.
+    #[error("A guest cannot have {0} bytes of memory: choose a multiple of 4096 up to 16 TiB")]
+    BadSize(u64),
+    /// The descriptor is too short or too long for what it should hold.
+    #[error(
+        "The descriptor holds {found} bytes where {expected} are needed: pass the one made for this guest"
+    )]
+    WrongLength {
+        /// Bytes that the caller's size asks for.
+        expected: u64,
+        /// Bytes that the descriptor has.
+        found: u64,
+    },
+    /// The descriptor can be resized under us, so a mapping of it could fault.
+    #[error(
+        "The descriptor is not sealed against resizing: make it with this crate's create functions"
+    )]
+    NotSealed,
+    /// Writing was asked for on a read-only descriptor.
+    #[error("The descriptor is read-only: use a view, or pass a writable one")]
+    ReadOnly,
+    /// A page or address outside the guest's memory.
+    #[error("There is no guest memory at {what} {at:#x} for {bytes} bytes")]
+    OutOfRange {
+        /// What `at` is: "page" or "address".
+        what: &'static str,
+        /// First page or address.
+        at: u64,
+        /// Length of the access.
+        bytes: u64,
+    },
+    /// A buffer for whole pages is no multiple of the page size.
+    #[error("A buffer of {0} bytes does not hold whole pages of 4096 bytes")]
+    PartialPage(usize),
+    /// A kernel log was handed over for a range that does not start at a word of the bitmap.
+    #[error("A dirty log must begin at a multiple of 64 pages and end inside memory")]
+    UnalignedLog,
+    /// The kernel refused.
+    #[error("The kernel refused to {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The guest's regions could not be mapped.
+    #[error("Guest memory could not be mapped: check the process's address-space limit")]
+    Map(#[source] vm_memory::mmap::FromRangesError),
+}
+
+impl MemoryError {
+    pub(crate) fn system(action: &'static str, source: impl Into<std::io::Error>) -> Self {
+        Self::System {
+            action,
+            source: source.into(),
+        }
+    }
+}

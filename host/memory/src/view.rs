@@ -1,0 +1,66 @@
+//! Guest RAM for a process that only reads it: the source's mover.
+//!
+//! Pages are copied out by `pread`, not through a mapping: a copy is what hashing and encoding need (the guest may be
+//! writing), and reading a page that was never touched does not allocate it, as a mapping of a memfd would. Nothing
+//! here can write, whatever the descriptor allows.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use crate::{MemoryError, MemorySize, PAGE_BYTES, PageIndex, memfd};
+
+/// Read access to guest RAM.
+#[derive(Debug)]
+pub struct MemoryView {
+    file: File,
+    size: MemorySize,
+}
+
+impl MemoryView {
+    /// Takes a memfd of exactly `size`, read-only or not.
+    pub fn new(fd: OwnedFd, size: MemorySize) -> Result<Self, MemoryError> {
+        let file = File::from(fd);
+        memfd::check(&file, size.bytes())?;
+        Ok(Self { file, size })
+    }
+
+    /// How much RAM there is.
+    pub fn size(&self) -> MemorySize {
+        self.size
+    }
+
+    /// Copies whole pages, from `first` on, into `buffer`, whose length must be a multiple of the page size.
+    pub fn read_pages(&self, first: PageIndex, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        read_pages(&self.file, self.size, first, buffer)
+    }
+}
+
+pub(crate) fn read_pages(
+    file: &File,
+    size: MemorySize,
+    first: PageIndex,
+    buffer: &mut [u8],
+) -> Result<(), MemoryError> {
+    check_pages(size, first, buffer.len())?;
+    file.read_exact_at(buffer, first.offset().0)
+        .map_err(|e| MemoryError::system("read guest memory", e))
+}
+
+pub(crate) fn check_pages(
+    size: MemorySize,
+    first: PageIndex,
+    bytes: usize,
+) -> Result<(), MemoryError> {
+    if !bytes.is_multiple_of(PAGE_BYTES) {
+        return Err(MemoryError::PartialPage(bytes));
+    }
+    if !size.holds(first, (bytes / PAGE_BYTES) as u64) {
+        return Err(MemoryError::OutOfRange {
+            what: "page",
+            at: first.0,
+            bytes: bytes as u64,
+        });
+    }
+    Ok(())
+}
