@@ -1,0 +1,234 @@
+//! Who may run a virtual machine: the hand-over between two hosts as one small state machine, kept durably by each.
+//!
+//! ```text
+//!        source                                         destination
+//!        Owned n                                        (nothing, or older)
+//!          |  -- offer n+1 ------------------------------> Expecting n+1
+//!          |  == memory, while the guest runs ==========>
+//!        pause
+//!        Given n → n+1   (durable)
+//!          |  -- commit n+1, behind the last data -------> Owned n+1   (durable), then the guest runs
+//!          |  <----------------------------- took n+1 --
+//!        Moved n+1
+//! ```
+//!
+//! What always holds, whatever is lost, repeated or killed: a host runs a machine only in `Owned`; after `Given` the
+//! source returns to `Owned` only on the destination's durable `Refused` of that very epoch, and then under a newer
+//! one; a destination that refused never takes that epoch. So at most one host runs it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::Name;
+
+/// What one host durably knows of who owns a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Ownership {
+    /// This host owns it under `epoch`, and alone may run it.
+    Owned {
+        /// The epoch.
+        epoch: u64,
+    },
+    /// This host gave it to `to` under `next`, and does not know yet whether it arrived.
+    Given {
+        /// The epoch that is offered.
+        next: u64,
+        /// The host it was given to.
+        to: Name,
+        /// The migration under which this happened.
+        migration: String,
+    },
+    /// It lives elsewhere: `to` took it under `epoch`.
+    Moved {
+        /// The epoch under which it was taken.
+        epoch: u64,
+        /// The host that took it.
+        to: Name,
+    },
+    /// This host agreed to take it under `next` and has not.
+    Expecting {
+        /// The epoch that is offered.
+        next: u64,
+        /// The host that offers it.
+        from: Name,
+        /// The migration under which this happens.
+        migration: String,
+    },
+    /// This host never ran it under `next`, and never will.
+    Refused {
+        /// The epoch that was burnt.
+        next: u64,
+    },
+}
+
+/// A step that the rules forbid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("The machine cannot be {wanted} here, because this host holds it as {held}")]
+pub struct Forbidden {
+    wanted: String,
+    held: String,
+}
+
+/// What a destination answers when asked what became of an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It took the machine under that epoch (and may have given it on since).
+    Took,
+    /// It never ran it under that epoch and never will.
+    Refused,
+    /// It still could take it.
+    Undecided,
+}
+
+fn forbid(wanted: impl Into<String>, held: Option<&Ownership>) -> Forbidden {
+    Forbidden {
+        wanted: wanted.into(),
+        held: held.map_or("unknown".into(), |o| o.to_string()),
+    }
+}
+
+impl Ownership {
+    /// The highest epoch that this host knows to have been used or offered.
+    pub fn epoch(&self) -> u64 {
+        match self {
+            Self::Owned { epoch } | Self::Moved { epoch, .. } => *epoch,
+            Self::Given { next, .. } | Self::Expecting { next, .. } | Self::Refused { next } => {
+                *next
+            }
+        }
+    }
+
+    /// The run permit: the epoch under which this host may run it now.
+    pub fn run_permit(&self) -> Option<u64> {
+        match self {
+            Self::Owned { epoch } => Some(*epoch),
+            _ => None,
+        }
+    }
+
+    /// Source: gives it away. The guest must be paused, and this must be durable before the commit is sent.
+    pub fn give(&self, to: Name, migration: String) -> Result<Self, Forbidden> {
+        match self {
+            Self::Owned { epoch } => Ok(Self::Given {
+                next: epoch + 1,
+                to,
+                migration,
+            }),
+            held => Err(forbid(format!("given to {to}"), Some(held))),
+        }
+    }
+
+    /// Source: the destination said what became of the epoch `next` that it was given under.
+    pub fn answered(&self, answered: u64, outcome: Outcome) -> Result<Self, Forbidden> {
+        match (self, outcome) {
+            (Self::Given { next, to, .. }, Outcome::Took) if *next == answered => Ok(Self::Moved {
+                epoch: *next,
+                to: to.clone(),
+            }),
+            (Self::Given { next, .. }, Outcome::Refused) if *next == answered => {
+                Ok(Self::Owned { epoch: next + 1 })
+            }
+            (held, Outcome::Undecided) => Ok(held.clone()),
+            (held, _) => Err(forbid(format!("settled under {answered}"), Some(held))),
+        }
+    }
+
+    /// Destination: agrees to take it under `next`.
+    pub fn expect(
+        held: Option<&Self>,
+        next: u64,
+        from: Name,
+        migration: String,
+    ) -> Result<Self, Forbidden> {
+        let allowed = match held {
+            None => true,
+            Some(Self::Moved { epoch, .. }) => *epoch < next,
+            Some(Self::Refused { next: burnt }) => *burnt < next,
+            // The same offer again, by a new attempt: no commit was ever sent for it, or it would not be offered.
+            Some(Self::Expecting { next: before, .. }) => *before <= next,
+            Some(Self::Owned { .. } | Self::Given { .. }) => false,
+        };
+        if allowed {
+            Ok(Self::Expecting {
+                next,
+                from,
+                migration,
+            })
+        } else {
+            Err(forbid(format!("expected under {next}"), held))
+        }
+    }
+
+    /// Destination: takes it, on the commit of `migration` and with all its state here. Durable before it runs.
+    pub fn take(&self, committed: u64, by: &str) -> Result<Self, Forbidden> {
+        match self {
+            Self::Expecting {
+                next, migration, ..
+            } if *next == committed && migration == by => Ok(Self::Owned { epoch: *next }),
+            held => Err(forbid(format!("taken under {committed}"), Some(held))),
+        }
+    }
+
+    /// Destination: swears never to run it under `epoch`. Durable before it is told to anyone.
+    pub fn refuse(held: Option<&Self>, epoch: u64) -> Result<Self, Forbidden> {
+        match held {
+            Some(Self::Owned { epoch: has } | Self::Moved { epoch: has, .. }) if *has >= epoch => {
+                Err(forbid(format!("refused under {epoch}"), held))
+            }
+            Some(Self::Owned { .. } | Self::Given { .. }) => {
+                Err(forbid(format!("refused under {epoch}"), held))
+            }
+            Some(Self::Refused { next }) if *next > epoch => Ok(Self::Refused { next: *next }),
+            Some(Self::Expecting { next, .. }) if *next > epoch => {
+                Err(forbid(format!("refused under {epoch}"), held))
+            }
+            _ => Ok(Self::Refused { next: epoch }),
+        }
+    }
+
+    /// Destination: what became of `epoch` here.
+    pub fn outcome(held: Option<&Self>, epoch: u64) -> Outcome {
+        match held {
+            Some(Self::Owned { epoch: has } | Self::Moved { epoch: has, .. }) if *has >= epoch => {
+                Outcome::Took
+            }
+            Some(Self::Given { next, .. }) if *next > epoch => Outcome::Took,
+            Some(Self::Refused { next }) if *next >= epoch => Outcome::Refused,
+            _ => Outcome::Undecided,
+        }
+    }
+
+    /// By an operator's word that `to` is fenced and will never run it: the source owns it again, under a newer epoch.
+    pub fn destination_is_fenced(&self) -> Result<Self, Forbidden> {
+        match self {
+            Self::Given { next, .. } => Ok(Self::Owned { epoch: next + 1 }),
+            held => Err(forbid("taken back", Some(held))),
+        }
+    }
+
+    /// By an operator's word that this source is fenced: the machine counts as moved.
+    pub fn source_is_fenced(&self) -> Result<Self, Forbidden> {
+        match self {
+            Self::Given { next, to, .. } => Ok(Self::Moved {
+                epoch: *next,
+                to: to.clone(),
+            }),
+            held => Err(forbid("given up", Some(held))),
+        }
+    }
+}
+
+impl std::fmt::Display for Ownership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Owned { epoch } => write!(f, "owned under epoch {epoch}"),
+            Self::Given { next, to, .. } => write!(f, "given to {to} under epoch {next}"),
+            Self::Moved { epoch, to } => write!(f, "moved to {to} under epoch {epoch}"),
+            Self::Expecting { next, from, .. } => {
+                write!(f, "expected from {from} under epoch {next}")
+            }
+            Self::Refused { next } => write!(f, "refused under epoch {next}"),
+        }
+    }
+}

@@ -1,0 +1,601 @@
+//! The records: what is kept in the store and shown by the API, in one shape.
+//!
+//! Times are milliseconds since the Unix epoch (`_ms`), sizes are bytes (`_bytes`). Maps are ordered, so that the same
+//! record always has the same text.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::names::Name;
+
+/// Identifies a virtual machine for ever, wherever it runs and whatever it is called: a UUID, version 7.
+pub type VmId = String;
+/// SHA-256 of content, as 64 hexadecimal digits.
+pub type Digest = String;
+
+/// What kind of machine is wanted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Kernel image (bzImage, vmlinux or PVH ELF), by the digest under which it was uploaded.
+    pub kernel: Digest,
+    /// Initial RAM disk, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<Digest>,
+    /// Kernel command line, at most 2,047 bytes.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Guest memory in bytes: a multiple of 2 MiB, from 16 MiB to 1 TiB.
+    #[schema(example = 536870912)]
+    pub memory_bytes: u64,
+    /// Virtual CPUs, 1 to 32.
+    #[schema(minimum = 1, maximum = 32)]
+    pub vcpus: u8,
+    /// What happens when the guest crashes or its process dies.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Free labels, which policies and placement see; at most 64.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What happens when a guest crashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// It stays down and is reported.
+    #[default]
+    Never,
+    /// It is started again.
+    OnCrash,
+}
+
+/// A request to create a virtual machine: from a kernel or from a template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmCreate {
+    /// Its name, unique in the project.
+    pub name: Name,
+    /// Template to expand (`publisher/name` or `publisher/name@version`); without it `kernel` and `memory_bytes` are needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Parameters of the template, checked by the template's plugin.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+    /// Kernel image by digest; overrides a template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Digest>,
+    /// Initial RAM disk by digest; overrides a template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<Digest>,
+    /// Kernel command line; overrides a template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Guest memory in bytes; overrides a template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Virtual CPUs; overrides a template's (default 1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u8>,
+    /// Restart policy; overrides a template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartPolicy>,
+    /// Labels, added to a template's.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Whether it starts at once.
+    #[serde(default = "yes")]
+    pub start: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A virtual machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    /// Its identity.
+    pub id: VmId,
+    /// The project that owns it.
+    pub project: Name,
+    /// Its name in the project.
+    pub name: Name,
+    /// What it is.
+    pub spec: VmSpec,
+    /// The template that it came from, with version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Whether its owner wants it to run.
+    pub desired: Desired,
+    /// What it does now.
+    pub phase: VmPhase,
+    /// Why it is in this phase, in a sentence, where there is something to say.
+    #[serde(default)]
+    pub reason: String,
+    /// The host that has it (or, of one that moved away, the host it went to).
+    pub host: Name,
+    /// The number under which exactly one host owns it; it only grows.
+    pub epoch: u64,
+    /// When it was asked for, ms.
+    pub created_ms: u64,
+    /// When it last began to run here, ms; 0 if never.
+    pub started_ms: u64,
+    /// The placement decision that chose the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+}
+
+/// What the owner wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Desired {
+    /// It should run.
+    Running,
+    /// It should not run.
+    Stopped,
+}
+
+/// What a virtual machine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmPhase {
+    /// It exists and does not run.
+    Stopped,
+    /// Its process is being made.
+    Starting,
+    /// It runs.
+    Running,
+    /// It runs here and is being sent to another host.
+    Migrating,
+    /// It is being received and has not run here.
+    Incoming,
+    /// It was given to another host whose answer is not here yet: it runs nowhere, or there.
+    InDoubt,
+    /// It ended by a fault of the guest or of its process.
+    Crashed,
+    /// It lives on another host; this record forwards.
+    Moved,
+}
+
+/// Why a host was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Placement {
+    /// The recorded decision.
+    pub decision: String,
+    /// The plugin that decided, `publisher/name@version`, or `built-in`.
+    pub plugin: String,
+    /// The host that was chosen.
+    pub host: Name,
+    /// Its score, 0 to 1.
+    pub score: f64,
+    /// Each factor and what it said, in the plugin's words.
+    pub reasons: Vec<String>,
+    /// The hosts that were not chosen, with the reason.
+    pub alternatives: Vec<String>,
+}
+
+/// A host that this one was introduced to, or this one itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Host {
+    /// Its name here.
+    pub name: Name,
+    /// Its region.
+    pub region: Name,
+    /// `IP:PORT` of its DWCP port.
+    pub address: String,
+    /// SHA-256 of its identity certificate, 64 hexadecimal digits.
+    pub fingerprint: Digest,
+    /// Whether it is this host.
+    pub this: bool,
+    /// Whether it answered when last asked (always true of this host).
+    pub reachable: bool,
+    /// Round trip to it when last measured, ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<f64>,
+    /// What it can hold and holds; of a peer, as last heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
+}
+
+/// What a host can hold and holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Capacity {
+    /// Logical processors.
+    pub cpus: u32,
+    /// Virtual CPUs promised to machines.
+    pub vcpus_used: u32,
+    /// Memory that machines may use, bytes.
+    pub memory_bytes: u64,
+    /// Memory promised to machines, bytes.
+    pub memory_used_bytes: u64,
+    /// Machines that are here.
+    pub vms: u32,
+}
+
+/// Introduces another host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostAdd {
+    /// What it is called here.
+    pub name: Name,
+    /// `IP:PORT` of its DWCP port.
+    #[schema(example = "192.0.2.7:4600")]
+    pub address: String,
+    /// SHA-256 of its identity certificate (`dwcp host show` there prints it).
+    pub fingerprint: Digest,
+}
+
+/// A kernel, initial RAM disk or other content, addressed by its digest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    /// SHA-256 of the content.
+    pub digest: Digest,
+    /// Length, bytes.
+    pub size_bytes: u64,
+    /// What the uploader called it.
+    #[serde(default)]
+    pub label: String,
+    /// When it was stored, ms.
+    pub created_ms: u64,
+}
+
+/// Asks for a live migration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// The host to go to, by the name it was introduced under.
+    pub to: Name,
+    /// TLS streams, 1 to 64; chosen from the link if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<u8>,
+    /// The pause that the guest may see, ms; the last round is sent once it is forecast to fit (default 300).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_ms: Option<u64>,
+}
+
+/// A migration, seen from this host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Migration {
+    /// Its identity, the same on both hosts.
+    pub id: String,
+    /// The machine.
+    pub vm: VmId,
+    /// The machine's project.
+    pub project: Name,
+    /// The machine's name.
+    pub vm_name: Name,
+    /// Where it comes from.
+    pub from: Name,
+    /// Where it goes.
+    pub to: Name,
+    /// Whether this host sends or receives.
+    pub side: Side,
+    /// How far it is.
+    pub phase: MigrationPhase,
+    /// Why it ended as it did, in a sentence.
+    #[serde(default)]
+    pub reason: String,
+    /// The epoch under which the destination will own the machine.
+    pub epoch: u64,
+    /// When it began, ms.
+    pub started_ms: u64,
+    /// When it ended, ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<u64>,
+    /// What was measured.
+    pub progress: Progress,
+    /// The rounds, oldest first; the last 64 are kept.
+    #[serde(default)]
+    pub rounds: Vec<Round>,
+}
+
+/// Which end of a migration a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// It sends.
+    Source,
+    /// It receives.
+    Destination,
+}
+
+/// How far a migration is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationPhase {
+    /// Everything that could refuse it is being asked.
+    Preparing,
+    /// Memory goes over while the guest runs.
+    Copying,
+    /// The guest is paused and the rest goes over.
+    Handover,
+    /// The source gave the machine away and does not know yet whether it arrived.
+    InDoubt,
+    /// The destination owns and runs it.
+    Done,
+    /// It did not happen; the source owns the machine as before.
+    Failed,
+}
+
+impl MigrationPhase {
+    /// Whether nothing more will happen.
+    pub fn ended(self) -> bool {
+        matches!(self, Self::Done | Self::Failed)
+    }
+}
+
+/// What a migration measured so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// Round under way, from 1.
+    pub round: u32,
+    /// Pages of this round that were sent.
+    pub pages_sent: u64,
+    /// Pages of this round.
+    pub pages_total: u64,
+    /// Bytes on the wire so far, both directions, all streams, headers of TLS included and of TCP/IP not.
+    pub wire_bytes: u64,
+    /// Pages the guest dirties a second.
+    pub dirty_pages_per_s: f64,
+    /// Goodput, bytes of payload a second.
+    pub rate_bytes_per_s: f64,
+    /// When it will have ended, as forecast, in ms from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_ms: Option<u64>,
+    /// From pause at the source to run at the destination as the hosts saw it, ms (destination: from commit received).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_ms: Option<f64>,
+}
+
+/// One round of copying, as recorded; the convergence decision is a function of these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Round {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Pages sent, zero pages included.
+    pub pages: u64,
+    /// Of these, pages of zeros.
+    pub zero_pages: u64,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+    /// How long it took until all was acknowledged, ms.
+    pub duration_ms: u64,
+    /// Pages dirty at its end.
+    pub dirty_pages: u64,
+    /// What was decided after it, and why.
+    pub decision: String,
+}
+
+/// An operation: work that goes on after the request was answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Operation {
+    /// Its identity.
+    pub id: String,
+    /// What it does, such as `vm.start`.
+    pub action: String,
+    /// What it does it to, such as `projects/default/vms/web`.
+    pub object: String,
+    /// How far it is.
+    pub state: OperationState,
+    /// What it does now, or why it failed, in a sentence.
+    #[serde(default)]
+    pub message: String,
+    /// When it began, ms.
+    pub started_ms: u64,
+    /// When it ended, ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<u64>,
+    /// The migration that it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Box<Migration>>,
+}
+
+/// How far an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationState {
+    /// Under way.
+    Running,
+    /// It did what was asked.
+    Done,
+    /// It did not.
+    Failed,
+}
+
+/// An artifact of the marketplace as it would be installed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MarketplaceItem {
+    /// `publisher/name@version`.
+    pub reference: String,
+    /// Digest of its manifest; an install names it, so that what was shown is what is installed.
+    pub digest: Digest,
+    /// `plugin` or `template`.
+    pub kind: String,
+    /// The world that a plugin implements.
+    pub world: String,
+    /// What it is for.
+    pub description: String,
+    /// The trusted key that signed it, by name and SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
+    /// Why its signature is not good, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature_problem: Option<String>,
+    /// Capabilities that it asks for.
+    pub capabilities: Vec<String>,
+    /// Of these, the ones that the installed version does not have.
+    pub new_capabilities: Vec<String>,
+    /// Whether this very digest is installed.
+    pub installed: bool,
+}
+
+/// Asks to install an artifact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PluginInstall {
+    /// `publisher/name` or `publisher/name@version`.
+    pub reference: String,
+    /// The digest that was shown; the install is refused if it is another now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// Capabilities that the operator grants; all that it asks for must be among them.
+    #[serde(default)]
+    pub grant: Vec<String>,
+}
+
+/// An installed plugin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Plugin {
+    /// `publisher/name`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The world that it implements.
+    pub world: String,
+    /// SHA-256 of the component.
+    pub digest: Digest,
+    /// Who signed it.
+    pub signed_by: String,
+    /// Capabilities granted.
+    pub capabilities: Vec<String>,
+    /// Whether the host uses it for its world now.
+    pub active: bool,
+    /// When it was installed, ms.
+    pub installed_ms: u64,
+    /// Calls since the daemon started.
+    pub calls: u64,
+    /// Of these, calls that ended in a fault.
+    pub faults: u64,
+}
+
+/// An installed template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Template {
+    /// `publisher/name`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it is for.
+    pub description: String,
+    /// The plugin of the `template` world that expands it.
+    pub plugin: String,
+    /// SHA-256 of the document.
+    pub digest: Digest,
+    /// Who signed it.
+    pub signed_by: String,
+    /// Kernel that it brings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Digest>,
+    /// Initial RAM disk that it brings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<Digest>,
+    /// The document itself.
+    pub document: String,
+    /// When it was installed, ms.
+    pub installed_ms: u64,
+}
+
+/// A policy: source text, kept until it is bound.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Policy {
+    /// Its name.
+    pub name: Name,
+    /// SHA-256 of the source.
+    pub digest: Digest,
+    /// The Rego source.
+    pub source: String,
+    /// Facts that it says it needs.
+    pub facts: Vec<String>,
+    /// When it was applied, ms.
+    pub applied_ms: u64,
+}
+
+/// Where a policy acts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Binding {
+    /// The policy.
+    pub policy: Name,
+    /// The action that it decides about, such as `vm.create`.
+    pub action: String,
+    /// The project in which it acts; everywhere if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<Name>,
+    /// What its answer does.
+    #[serde(default)]
+    pub mode: BindingMode,
+}
+
+/// What a bound policy's answer does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BindingMode {
+    /// A denial refuses the request.
+    #[default]
+    Enforce,
+    /// A denial is told to the caller as a warning.
+    Warn,
+    /// A denial is only recorded.
+    DryRun,
+}
+
+/// A recorded decision of a plugin or policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Decision {
+    /// Its identity.
+    pub id: String,
+    /// When it was asked, ms.
+    pub time_ms: u64,
+    /// The world that was asked: `placement`, `template`, `policy`.
+    pub world: String,
+    /// Who answered, `publisher/name@version`.
+    pub plugin: String,
+    /// SHA-256 of the component that answered.
+    pub digest: Digest,
+    /// What it was about, such as `projects/default/vms/web`.
+    pub subject: String,
+    /// What it was asked.
+    pub input: serde_json::Value,
+    /// What it answered, or the fault.
+    pub answer: serde_json::Value,
+    /// Whether the call ended in a fault.
+    pub fault: bool,
+    /// How long it took, µs.
+    pub duration_us: u64,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Its number on this host, growing.
+    pub sequence: u64,
+    /// When, ms.
+    pub time_ms: u64,
+    /// What kind, such as `vm.started`.
+    pub kind: String,
+    /// What it is about, such as `projects/default/vms/web`.
+    pub object: String,
+    /// What happened, in a sentence.
+    pub message: String,
+}
+
+/// An entry of the audit log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AuditRecord {
+    /// Its index in the log, from 0.
+    pub index: u64,
+    /// The entry exactly as it was hashed: canonical JSON.
+    pub entry: String,
+}
+
+/// What a client needs to check the audit log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AuditCheckpoint {
+    /// The signed note (C2SP tlog-checkpoint).
+    pub note: String,
+    /// The verifier key (C2SP signed-note: name, key hash, key).
+    pub key: String,
+}
