@@ -1,1 +1,14 @@
-//! To be written.
+//! One virtual machine in one process.
+//!
+//! `dwcp-vmm` is started by the launcher with nothing but descriptors (`spawn`), builds the machine that its
+//! configuration describes, and then does what it is told over one Unix socket (`protocol`, `client`). The guest is
+//! hostile, and so is whoever hands over a device state: both are bounded and checked.
+//!
+//! What always holds: no vCPU runs before `Run`; a request is answered in order on its connection; when the guest ends
+//! itself, or the process must end, its last words say why.
+//!
+//! This crate must never know a network peer, the store, who owns the VM, or why it is paused.
+
+pub mod client;
+pub mod config;
+pub mod protocol;

@@ -1,0 +1,156 @@
+//! A blocking client of a VMM's control socket.
+//!
+//! One request at a time; a reply of the wrong kind, or none within [`REPLY_TIMEOUT`], is an error, after which the
+//! connection is of no more use.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use dwcp_channel::{Channel, ChannelError};
+
+use crate::protocol::{Reply, Request, Status, VERSIONS};
+
+/// How long a reply may take.
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a request got no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The socket could not be reached.
+    #[error("The VMM cannot be reached")]
+    Connect(#[source] std::io::Error),
+    /// The connection broke, or the reply took longer than [`REPLY_TIMEOUT`].
+    #[error("The VMM did not answer")]
+    Channel(#[from] ChannelError),
+    /// The VMM said no; nothing changed.
+    #[error("The VMM refused: {0}")]
+    Refused(String),
+    /// Another kind of reply than the request asks for.
+    #[error("The VMM answered {0:?}, which is no answer to the request: are both of one version?")]
+    Unexpected(Reply),
+    /// The reply lacks the descriptor that belongs to it.
+    #[error("The VMM answered without the descriptor that belongs to the answer")]
+    NoDescriptor,
+}
+
+/// A connection to one VMM, its version agreed.
+#[derive(Debug)]
+pub struct VmmClient {
+    channel: Channel,
+}
+
+impl VmmClient {
+    /// Connects to the socket at `path`.
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self, ClientError> {
+        Self::new(UnixStream::connect(path).map_err(ClientError::Connect)?)
+    }
+
+    /// Takes a connected socket and agrees on a version.
+    pub fn new(socket: UnixStream) -> Result<Self, ClientError> {
+        socket
+            .set_read_timeout(Some(REPLY_TIMEOUT))
+            .and_then(|()| socket.set_write_timeout(Some(REPLY_TIMEOUT)))
+            .map_err(ClientError::Connect)?;
+        let mut client = Self {
+            channel: Channel::new(socket),
+        };
+        let hello = Request::Hello {
+            versions: VERSIONS.to_vec(),
+        };
+        match client.ask(&hello, None)? {
+            (Reply::Hello { version }, _) if VERSIONS.contains(&version) => Ok(client),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    /// Lets the VM run for the first time, under `epoch`.
+    pub fn run(&mut self, epoch: u64) -> Result<(), ClientError> {
+        self.done(&Request::Run { epoch }, None)
+    }
+
+    /// Stops all vCPUs.
+    pub fn pause(&mut self) -> Result<(), ClientError> {
+        self.done(&Request::Pause, None)
+    }
+
+    /// Lets a paused VM go on, under `epoch`.
+    pub fn resume(&mut self, epoch: u64) -> Result<(), ClientError> {
+        self.done(&Request::Resume { epoch }, None)
+    }
+
+    /// Presses the power button (`force` false), or ends the process.
+    pub fn stop(&mut self, force: bool) -> Result<(), ClientError> {
+        self.done(&Request::Stop { force }, None)
+    }
+
+    /// Attaches to the serial console: raw bytes both ways, scrollback first.
+    pub fn console(&mut self) -> Result<UnixStream, ClientError> {
+        match self.ask(&Request::Console, None)? {
+            (Reply::Console, Some(fd)) => Ok(UnixStream::from(fd)),
+            (Reply::Console, None) => Err(ClientError::NoDescriptor),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    /// Begins to log which pages change; sets no bit.
+    pub fn dirty_start(&mut self) -> Result<(), ClientError> {
+        self.done(&Request::DirtyStart, None)
+    }
+
+    /// Adds what changed to the shared bitmap; answers how many bits are set in it now.
+    pub fn dirty_harvest(&mut self) -> Result<u64, ClientError> {
+        match self.ask(&Request::DirtyHarvest, None)? {
+            (Reply::Dirty { pages }, _) => Ok(pages),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    /// Ends the log.
+    pub fn dirty_stop(&mut self) -> Result<(), ClientError> {
+        self.done(&Request::DirtyStop, None)
+    }
+
+    /// The device state of the paused VM: a sealed memfd and its length in bytes.
+    pub fn save(&mut self) -> Result<(OwnedFd, u64), ClientError> {
+        match self.ask(&Request::Save, None)? {
+            (Reply::State { bytes }, Some(fd)) => Ok((fd, bytes)),
+            (Reply::State { .. }, None) => Err(ClientError::NoDescriptor),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    /// Gives a device state to a VM that was started as incoming.
+    pub fn load(&mut self, state: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.done(&Request::Load, Some(state))
+    }
+
+    /// How the VM is.
+    pub fn status(&mut self) -> Result<Status, ClientError> {
+        match self.ask(&Request::Status, None)? {
+            (Reply::Status(status), _) => Ok(status),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    fn done(&mut self, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<(), ClientError> {
+        match self.ask(request, fd)? {
+            (Reply::Done, _) => Ok(()),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        request: &Request,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(Reply, Option<OwnedFd>), ClientError> {
+        let fds: Vec<_> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
+        self.channel.send(request, &fds)?;
+        match self.channel.receive()? {
+            (Reply::Refused { reason }, _) => Err(ClientError::Refused(reason)),
+            (reply, fds) => Ok((reply, fds.into_iter().next())),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What the VMM is told and what it answers, as `channel` messages over its listening socket.
+//!
+//! ```text
+//! client                                   VMM
+//!   | Hello{versions: [1]}                  |   first on every connection
+//!   |-------------------------------------->|
+//!   |                  Hello{version: 1}    |
+//!   |<--------------------------------------|
+//!   | Run / Pause / Save / …                |   one request, one reply, in order
+//!   |-------------------------------------->|
+//!   |        Done / State{…} + fd / Refused |
+//!   |<--------------------------------------|
+//!
+//!            Load            Run
+//!   idle ---------> loaded ------> running <------+
+//!    |  (incoming)                  |  ^          |
+//!    | Run (fresh)                  |  |          |
+//!    +------------------------------+  |          |
+//!                                Pause |          | Resume
+//!                                   v  |          |
+//!                                  paused --------+
+//! ```
+//!
+//! Several connections may be open; each request is served whole before the next. A request that the phase does not
+//! allow is refused with the reason and changes nothing.
+
+use serde::{Deserialize, Serialize};
+
+/// The versions this program speaks, best first.
+pub const VERSIONS: [u32; 1] = [1];
+
+/// A request to the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Which versions the client speaks.
+    Hello {
+        /// Any order.
+        versions: Vec<u32>,
+    },
+    /// Lets the vCPUs run for the first time, under an ownership epoch.
+    Run {
+        /// Not less than any epoch seen before.
+        epoch: u64,
+    },
+    /// Stops all vCPUs; answered when none runs.
+    Pause,
+    /// Lets paused vCPUs go on.
+    Resume {
+        /// Not less than any epoch seen before.
+        epoch: u64,
+    },
+    /// Ends the VM.
+    Stop {
+        /// False presses the ACPI power button; true ends the process.
+        force: bool,
+    },
+    /// Attaches to the serial console; the reply carries one end of a socket pair of raw bytes, scrollback first.
+    Console,
+    /// Begins to log which pages change. Sets no bit.
+    DirtyStart,
+    /// Adds what changed since the last harvest to the shared bitmap.
+    DirtyHarvest,
+    /// Ends the log.
+    DirtyStop,
+    /// Writes the device state of a paused VM; the reply carries it as a sealed memfd.
+    Save,
+    /// Takes a device state (one descriptor: a memfd) into a VM that was started as incoming.
+    Load,
+    /// How the VM is.
+    Status,
+}
+
+/// An answer of the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reply {
+    /// The version both speak.
+    Hello {
+        /// One of [`VERSIONS`].
+        version: u32,
+    },
+    /// It was done.
+    Done,
+    /// The console; one descriptor.
+    Console,
+    /// The bitmap after a harvest.
+    Dirty {
+        /// Bits set in it now.
+        pages: u64,
+    },
+    /// A device state; one descriptor.
+    State {
+        /// Its length.
+        bytes: u64,
+    },
+    /// How the VM is.
+    Status(Status),
+    /// It was not done, and nothing changed.
+    Refused {
+        /// Why, as a sentence.
+        reason: String,
+    },
+}
+
+/// Where a VM is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Built; no vCPU has run.
+    Idle,
+    /// A device state was loaded; no vCPU has run here.
+    Loaded,
+    /// vCPUs run.
+    Running,
+    /// vCPUs ran and stand still.
+    Paused,
+}
+
+/// How a VM is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The highest epoch seen; 0 before the first.
+    pub epoch: u64,
+    /// How many vCPUs it has.
+    pub vcpus: u8,
+    /// Guest RAM.
+    pub memory_bytes: u64,
+    /// Exits to this process so far, per vCPU.
+    pub exits: Vec<u64>,
+    /// Bytes that the guest wrote to its serial port so far.
+    pub serial_bytes: u64,
+}
