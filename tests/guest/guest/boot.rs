@@ -1,0 +1,177 @@
+//! From the PVH entry (32-bit, no paging, `ebx` = start info) to Rust in ring 3.
+//!
+//! Where KVM interprets ring 0, an instruction here costs microseconds, so tables are laid out by the assembler and
+//! only a few dozen instructions run. Ring 3 does port I/O through a task state segment whose permission bitmap is
+//! all zero: IOPL does not survive everywhere. Exceptions return to ring 3, into `trap`.
+//!
+//! A command line that begins with `exit=reset` resets at the first opportunity: what is measured then is the VMM.
+
+use core::arch::global_asm;
+
+global_asm!(
+    r#"
+.section .note.Xen,"a",@note
+.align 4
+.long 4, 4, 18
+.ascii "Xen\0"
+.long start32
+
+.section .text.boot,"ax"
+.code32
+.globl start32
+start32:
+    cli
+    mov 24(%ebx), %esi
+    test %esi, %esi
+    jz 1f
+    cmpl $0x74697865, (%esi)        # "exit"
+    jne 1f
+    cmpl $0x7365723d, 4(%esi)       # "=res"
+    jne 1f
+    cmpw $0x7465, 8(%esi)           # "et"
+    jne 1f
+    mov $0xfe, %al
+    out %al, $0x64
+1:  mov %ebx, start_info
+    mov $ring0_stack_top, %esp
+    mov $0x620, %eax                # PAE, OSFXSR, OSXMMEXCPT
+    mov %eax, %cr4
+    mov $pml4, %eax
+    mov %eax, %cr3
+    mov $0xc0000080, %ecx           # EFER: long mode
+    rdmsr
+    or $0x100, %eax
+    wrmsr
+    mov $0x80000033, %eax           # paging, numeric error, monitor coprocessor, protected mode
+    mov %eax, %cr0
+    lgdt gdt_pointer
+    ljmp $0x08, $start64
+
+.code64
+start64:
+    mov $0x10, %ax
+    mov %ax, %ds
+    mov %ax, %es
+    mov %ax, %ss
+    mov $ring0_stack_top, %rsp
+    mov $tss, %eax
+    movw %ax, gdt + 0x28 + 2
+    shr $16, %eax
+    movb %al, gdt + 0x28 + 4
+    movb %ah, gdt + 0x28 + 7
+    movq $ring0_stack_top, tss + 4
+    movw $104, tss + 102            # the bitmap follows
+    movb $0xff, tss + 104 + 8192
+    mov $0x28, %ax
+    ltr %ax
+    lidt idt_pointer
+    pushq $0x23
+    pushq $ring3_stack_top
+    pushq $0x3002
+    pushq $0x1b
+    pushq $ring3_main
+    iretq
+
+# 32 exceptions, each 16 bytes apart, and one gate for ring 3 to ask for a triple fault.
+.align 16
+isr0:
+.set vector, 0
+.rept 32
+.align 16
+    pushq $vector
+    jmp isr_common
+.set vector, vector + 1
+.endr
+.align 16
+isr_triple_fault:
+    lidt no_idt_pointer
+    ud2
+isr_common:                         # vector, then error code or rip: trap(vector, word0, word1, cr2) in ring 3
+    pop %rdi
+    pop %rsi
+    pop %rdx
+    mov %cr2, %rcx
+    pushq $0x23
+    pushq $ring3_stack_top
+    pushq $0x3002
+    pushq $0x1b
+    pushq $trap
+    iretq
+
+.section .data.boot,"aw"
+.align 4096
+pml4:
+    .quad pdpt + 7
+    .fill 511, 8, 0
+pdpt:
+    .quad pd + 7, pd + 0x1007, pd + 0x2007, pd + 0x3007
+    .fill 508, 8, 0
+pd:                                 # 4 GiB, identity, 2 MiB pages, user and writable
+.set page, 0
+.rept 2048
+    .quad page * 0x200000 + 0x87
+.set page, page + 1
+.endr
+idt:
+.set vector, 0
+.rept 32
+    .word isr0 - 0x200000 + vector * 16
+    .word 0x08, 0x8e00, 0x20
+    .quad 0
+.set vector, vector + 1
+.endr
+    .word isr_triple_fault - 0x200000
+    .word 0x08, 0xee00, 0x20        # callable from ring 3
+    .quad 0
+idt_pointer:
+    .word 33 * 16 - 1
+    .quad idt
+no_idt_pointer:
+    .word 0
+    .quad 0
+.align 8
+gdt:
+    .quad 0
+    .quad 0x00af9b000000ffff        # 0x08 ring 0 code
+    .quad 0x00cf93000000ffff        # 0x10 ring 0 data
+    .quad 0x00affb000000ffff        # 0x18 ring 3 code
+    .quad 0x00cff3000000ffff        # 0x20 ring 3 data
+    .quad 0x0000890000002068        # 0x28 task state, 8297 bytes; base set at start
+    .quad 0
+gdt_pointer:
+    .word 55
+    .long gdt
+.globl start_info
+.align 8
+start_info:
+    .quad 0
+
+.section .bss.boot,"aw",@nobits
+.align 16
+tss:
+    .skip 104 + 8192 + 8
+.align 16
+    .skip 4096
+ring0_stack_top:
+    .skip 65536
+ring3_stack_top:
+.text
+"#,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static start_info: u64;
+}
+
+/// Physical address of the PVH start info.
+pub fn start_info_address() -> u64 {
+    // SAFETY: written once by the boot code before any Rust ran.
+    unsafe { start_info }
+}
+
+/// Makes the CPU shut down: an exception with no table to handle it.
+pub fn triple_fault() -> ! {
+    // SAFETY: gate 32 exists and does not return.
+    unsafe { core::arch::asm!("int 32", options(noreturn)) }
+}

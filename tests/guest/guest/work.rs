@@ -1,0 +1,226 @@
+//! The loop: write pages at the asked rate, verify the others in between, tell about it once a second, obey.
+//!
+//! An iteration does at most one page of each, so that the time between two iterations shows when the guest as a
+//! whole stood still.
+
+use core::fmt::Write;
+
+use crate::check;
+use crate::clock;
+use crate::fill::{PAGE_WORDS, Random, fill_page};
+use crate::memory::{Memory, WRITTEN};
+use crate::params::Params;
+use crate::serial::{self, Serial};
+
+/// Commands are looked for this often: a look costs an exit.
+const POLLS_PER_S: u64 = 100;
+/// A whole round of verification takes about this long.
+const ROUND_S: u64 = 1;
+
+/// The guest at work.
+pub struct Work {
+    memory: Memory,
+    params: Params,
+    random: Random,
+    hz: u64,
+    written: u64,
+    checked: u64,
+    bad: u64,
+    tick: u64,
+    gap: u64,
+    gap_ever: u64,
+    next_check: usize,
+}
+
+/// Something to do every so often; after a standstill it does not catch up by more than one second's worth.
+struct Pace {
+    period: u64,
+    due: u64,
+    hz: u64,
+}
+
+impl Pace {
+    fn new(per_s: u64, hz: u64, now: u64) -> Self {
+        let period = if per_s == 0 {
+            u64::MAX
+        } else {
+            (hz / per_s).max(1)
+        };
+        Self {
+            period,
+            due: now.saturating_add(period),
+            hz,
+        }
+    }
+
+    fn is_due(&mut self, now: u64) -> bool {
+        if now < self.due {
+            return false;
+        }
+        self.due = self
+            .due
+            .max(now.saturating_sub(self.hz))
+            .saturating_add(self.period);
+        true
+    }
+}
+
+impl Work {
+    /// Fills memory.
+    pub fn prepare(memory: Memory, params: Params, khz: u64) -> Self {
+        let mut random = Random::new(params.seed);
+        for (number, page) in memory.pages.iter_mut().enumerate() {
+            if fill_page(number as u64, page, &mut random) {
+                memory.sums[number] = check::sum(page).wrapping_add(WRITTEN);
+            }
+        }
+        Self {
+            memory,
+            params,
+            random,
+            hz: khz * 1000,
+            written: 0,
+            checked: 0,
+            bad: 0,
+            tick: 0,
+            gap: 0,
+            gap_ever: 0,
+            next_check: 0,
+        }
+    }
+
+    /// Works until told otherwise.
+    pub fn run(mut self) -> ! {
+        let pages = self.memory.pages.len() as u64;
+        let checks = if self.params.verify == 0 {
+            0
+        } else {
+            pages.div_ceil(ROUND_S)
+        };
+        let mut now = clock::now();
+        let mut write = Pace::new(self.params.rate, self.hz, now);
+        let mut check = Pace::new(checks, self.hz, now);
+        let mut poll = Pace::new(POLLS_PER_S, self.hz, now);
+        let mut tell = Pace::new(1, self.hz, now);
+        loop {
+            let before = now;
+            now = clock::now();
+            self.gap = self.gap.max(now.saturating_sub(before));
+            if write.is_due(now) {
+                self.write_page(now);
+            }
+            if check.is_due(now) {
+                self.check_page();
+            }
+            if poll.is_due(now)
+                && let Some(command) = serial::poll()
+            {
+                self.obey(command);
+            }
+            if tell.is_due(now) {
+                self.tell();
+                // What telling cost is no standstill.
+                now = clock::now();
+            }
+        }
+    }
+
+    /// Changes two words of a page of the working set.
+    fn write_page(&mut self, now: u64) {
+        let pages = (self.params.ws_mib * 256).max(1);
+        let number = (self.random.next() % pages) as usize;
+        let Some(page) = self.memory.pages.get_mut(number) else {
+            return;
+        };
+        let stored = &mut self.memory.sums[number];
+        let mut sum = if *stored == 0 {
+            0
+        } else {
+            stored.wrapping_sub(WRITTEN)
+        };
+        let counted = (self.random.next() & (PAGE_WORDS as u64 - 1)) as usize;
+        let stamped = (self.random.next() & (PAGE_WORDS as u64 - 1)) as usize;
+        for place in [counted, stamped] {
+            let old = page[place];
+            let new = if place == stamped {
+                now
+            } else {
+                old.wrapping_add(1)
+            };
+            page[place] = new;
+            sum = check::replace(sum, place, old, new);
+        }
+        *stored = sum.wrapping_add(WRITTEN);
+        self.written += 1;
+    }
+
+    fn check_page(&mut self) {
+        let number = self.next_check;
+        self.next_check = (number + 1) % self.memory.pages.len().max(1);
+        let Some(page) = self.memory.pages.get(number) else {
+            return;
+        };
+        let expected = match self.memory.sums[number] {
+            0 if self.params.verify < 2 => return,
+            0 => 0,
+            stored => stored.wrapping_sub(WRITTEN),
+        };
+        self.checked += 1;
+        if check::sum(page) != expected {
+            self.bad += 1;
+            let _ = writeln!(Serial, "guest: page {number} is not what was written");
+        }
+    }
+
+    fn tell(&mut self) {
+        self.tick += 1;
+        self.gap_ever = self.gap_ever.max(self.gap);
+        let gap_us = self.microseconds(self.gap);
+        let _ = writeln!(
+            Serial,
+            "guest: tick {} pages {} gap_us {gap_us} checked {} bad {}",
+            self.tick, self.written, self.checked, self.bad
+        );
+        self.gap = 0;
+    }
+
+    fn obey(&mut self, command: u8) {
+        match command {
+            b's' => {
+                let _ = writeln!(Serial, "guest: stopping");
+                serial::reset()
+            }
+            b'p' => {
+                let _ = writeln!(Serial, "guest: powering off");
+                serial::power_off()
+            }
+            b'c' => {
+                let _ = writeln!(Serial, "guest: crashing");
+                crate::boot::triple_fault()
+            }
+            b'h' => {
+                let _ = writeln!(Serial, "guest: hanging");
+                serial::hang()
+            }
+            b'x' => self.corrupt(),
+            b'r' => {
+                let longest = self.microseconds(self.gap_ever.max(self.gap));
+                let _ = writeln!(Serial, "guest: longest gap_us {longest}");
+            }
+            _ => {}
+        }
+    }
+
+    /// Changes a page that was written, without telling its sum.
+    fn corrupt(&mut self) {
+        let victim = self.memory.sums.iter().rposition(|stored| *stored != 0);
+        if let Some(number) = victim {
+            self.memory.pages[number][0] ^= 1;
+            let _ = writeln!(Serial, "guest: corrupted page {number}");
+        }
+    }
+
+    fn microseconds(&self, ticks: u64) -> u64 {
+        (u128::from(ticks) * 1_000_000 / u128::from(self.hz.max(1))) as u64
+    }
+}
