@@ -53,11 +53,15 @@ pub enum Ownership {
         from: Name,
         /// The migration under which this happens.
         migration: String,
+        /// The highest epoch under which this host had it before; 0 if it never had.
+        took: u64,
     },
     /// This host never ran it under `next`, and never will.
     Refused {
         /// The epoch that was burnt.
         next: u64,
+        /// The highest epoch under which this host had it before; 0 if it never had.
+        took: u64,
     },
 }
 
@@ -93,9 +97,18 @@ impl Ownership {
     pub fn epoch(&self) -> u64 {
         match self {
             Self::Owned { epoch } | Self::Moved { epoch, .. } => *epoch,
-            Self::Given { next, .. } | Self::Expecting { next, .. } | Self::Refused { next } => {
-                *next
-            }
+            Self::Given { next, .. }
+            | Self::Expecting { next, .. }
+            | Self::Refused { next, .. } => *next,
+        }
+    }
+
+    /// The highest epoch under which this host had it, or knows that its successor had.
+    fn took(&self) -> u64 {
+        match self {
+            Self::Owned { epoch } | Self::Moved { epoch, .. } => *epoch,
+            Self::Given { next, .. } => next - 1,
+            Self::Expecting { took, .. } | Self::Refused { took, .. } => *took,
         }
     }
 
@@ -107,16 +120,22 @@ impl Ownership {
         }
     }
 
-    /// Source: gives it away. The guest must be paused, and this must be durable before the commit is sent.
-    pub fn give(&self, to: Name, migration: String) -> Result<Self, Forbidden> {
+    /// Source: gives it away under `next`, which the destination chose above every epoch that either host knows.
+    /// The guest must be paused, and this must be durable before the commit is sent.
+    pub fn give(&self, next: u64, to: Name, migration: String) -> Result<Self, Forbidden> {
         match self {
-            Self::Owned { epoch } => Ok(Self::Given {
-                next: epoch + 1,
+            Self::Owned { epoch } if *epoch < next => Ok(Self::Given {
+                next,
                 to,
                 migration,
             }),
-            held => Err(forbid(format!("given to {to}"), Some(held))),
+            held => Err(forbid(format!("given to {to} under {next}"), Some(held))),
         }
+    }
+
+    /// Destination: the epoch to expect a machine under, which the source owns under `epoch`.
+    pub fn next_epoch(held: Option<&Self>, epoch: u64) -> u64 {
+        held.map_or(0, Self::epoch).max(epoch) + 1
     }
 
     /// Source: the destination said what became of the epoch `next` that it was given under.
@@ -144,9 +163,8 @@ impl Ownership {
         let allowed = match held {
             None => true,
             Some(Self::Moved { epoch, .. }) => *epoch < next,
-            Some(Self::Refused { next: burnt }) => *burnt < next,
-            // The same offer again, by a new attempt: no commit was ever sent for it, or it would not be offered.
-            Some(Self::Expecting { next: before, .. }) => *before <= next,
+            Some(Self::Refused { next: burnt, .. }) => *burnt < next,
+            Some(Self::Expecting { next: before, .. }) => *before < next,
             Some(Self::Owned { .. } | Self::Given { .. }) => false,
         };
         if allowed {
@@ -154,6 +172,7 @@ impl Ownership {
                 next,
                 from,
                 migration,
+                took: held.map_or(0, Self::took),
             })
         } else {
             Err(forbid(format!("expected under {next}"), held))
@@ -172,29 +191,27 @@ impl Ownership {
 
     /// Destination: swears never to run it under `epoch`. Durable before it is told to anyone.
     pub fn refuse(held: Option<&Self>, epoch: u64) -> Result<Self, Forbidden> {
+        let took = held.map_or(0, Self::took);
         match held {
-            Some(Self::Owned { epoch: has } | Self::Moved { epoch: has, .. }) if *has >= epoch => {
-                Err(forbid(format!("refused under {epoch}"), held))
-            }
+            _ if took >= epoch => Err(forbid(format!("refused under {epoch}"), held)),
             Some(Self::Owned { .. } | Self::Given { .. }) => {
                 Err(forbid(format!("refused under {epoch}"), held))
             }
-            Some(Self::Refused { next }) if *next > epoch => Ok(Self::Refused { next: *next }),
-            Some(Self::Expecting { next, .. }) if *next > epoch => {
-                Err(forbid(format!("refused under {epoch}"), held))
-            }
-            _ => Ok(Self::Refused { next: epoch }),
+            // A newer offer is under way: the older epoch is behind it for ever, which is what refusing means.
+            Some(newer) if newer.epoch() > epoch => Ok(newer.clone()),
+            _ => Ok(Self::Refused { next: epoch, took }),
         }
     }
 
     /// Destination: what became of `epoch` here.
+    ///
+    /// A host that had the machine under `epoch` or later had it under `epoch`: while the source of `epoch` is in
+    /// doubt nobody else can own the machine, so no later epoch can exist but through this one.
     pub fn outcome(held: Option<&Self>, epoch: u64) -> Outcome {
         match held {
-            Some(Self::Owned { epoch: has } | Self::Moved { epoch: has, .. }) if *has >= epoch => {
-                Outcome::Took
-            }
-            Some(Self::Given { next, .. }) if *next > epoch => Outcome::Took,
-            Some(Self::Refused { next }) if *next >= epoch => Outcome::Refused,
+            Some(held) if held.took() >= epoch => Outcome::Took,
+            Some(Self::Refused { next, .. }) if *next >= epoch => Outcome::Refused,
+            Some(Self::Expecting { next, .. }) if *next > epoch => Outcome::Refused,
             _ => Outcome::Undecided,
         }
     }
@@ -228,7 +245,7 @@ impl std::fmt::Display for Ownership {
             Self::Expecting { next, from, .. } => {
                 write!(f, "expected from {from} under epoch {next}")
             }
-            Self::Refused { next } => write!(f, "refused under epoch {next}"),
+            Self::Refused { next, .. } => write!(f, "refused under epoch {next}"),
         }
     }
 }

@@ -54,10 +54,7 @@ impl World {
         if let Some(epoch) = self.held[from].as_ref().and_then(Ownership::run_permit) {
             self.migrations += 1;
             let migration = format!("m{}", self.migrations);
-            let message = Message::Offer {
-                epoch: epoch + 1,
-                migration,
-            };
+            let message = Message::Offer { epoch, migration };
             self.send(1 - from, message);
         }
     }
@@ -71,10 +68,12 @@ impl World {
             return;
         };
         let Some(held) = &self.held[from] else { return };
-        if held.run_permit() != Some(next - 1) {
+        if held.run_permit().is_none_or(|epoch| epoch >= next) {
             return;
         }
-        let given = held.give(Self::name(1 - from), migration.clone()).unwrap();
+        let given = held
+            .give(next, Self::name(1 - from), migration.clone())
+            .unwrap();
         self.held[from] = Some(given);
         let message = Message::Commit {
             epoch: next,
@@ -106,7 +105,8 @@ impl World {
         let held = self.held[to].as_ref();
         match message {
             Message::Offer { epoch, migration } => {
-                if let Ok(next) = Ownership::expect(held, epoch, Self::name(1 - to), migration) {
+                let next = Ownership::next_epoch(held, epoch);
+                if let Ok(next) = Ownership::expect(held, next, Self::name(1 - to), migration) {
                     self.held[to] = Some(next);
                 }
             }
