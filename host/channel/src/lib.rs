@@ -10,6 +10,10 @@ use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+mod mailbox;
+
+pub use mailbox::Mailbox;
+
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Serialize, de::DeserializeOwned};
@@ -90,7 +94,7 @@ impl Channel {
     /// Waits for one message. Its descriptors are close-on-exec and owned by the caller.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), ChannelError> {
         let mut head = [0u8; 4];
-        let (got, fds) = self.receive_head(&mut head)?;
+        let (got, fds) = receive_head(&self.socket, &mut head)?;
         if got == 0 {
             return Err(ChannelError::Closed);
         }
@@ -103,35 +107,34 @@ impl Channel {
         self.socket.read_exact(&mut body)?;
         Ok((serde_json::from_slice(&body)?, fds))
     }
+}
 
-    fn receive_head(&self, head: &mut [u8; 4]) -> Result<(usize, Vec<OwnedFd>), ChannelError> {
-        let mut space = cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let mut slices = [IoSliceMut::new(head)];
-        let message = loop {
-            match recvmsg::<()>(
-                self.socket.as_raw_fd(),
-                &mut slices,
-                Some(&mut space),
-                flags,
-            ) {
-                Err(nix::errno::Errno::EINTR) => continue,
-                other => break other.map_err(std::io::Error::from)?,
-            }
-        };
-        let mut fds = Vec::new();
-        for control in message.cmsgs().map_err(std::io::Error::from)? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just made these descriptors for us, and nothing else knows them.
-                fds.extend(
-                    raw.into_iter()
-                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-                );
-            }
+/// Reads the beginning of a message, and the descriptors that ride with it.
+fn receive_head(
+    socket: &UnixStream,
+    head: &mut [u8],
+) -> Result<(usize, Vec<OwnedFd>), ChannelError> {
+    let mut space = cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut slices = [IoSliceMut::new(head)];
+    let message = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            other => break other.map_err(std::io::Error::from)?,
         }
-        if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-            return Err(ChannelError::TooManyDescriptors);
+    };
+    let mut fds = Vec::new();
+    for control in message.cmsgs().map_err(std::io::Error::from)? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just made these descriptors for us, and nothing else knows them.
+            fds.extend(
+                raw.into_iter()
+                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            );
         }
-        Ok((message.bytes, fds))
     }
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(ChannelError::TooManyDescriptors);
+    }
+    Ok((message.bytes, fds))
 }
