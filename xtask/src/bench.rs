@@ -1,0 +1,253 @@
+//! `cargo xtask bench`: the published targets, measured in a release build.
+//!
+//! What always holds: a figure that was not measured is absent, never zero; the file holds what the table shows;
+//! each figure carries the command and the machine that produced it.
+//!
+//! What it must not know: how a row is measured. `dwcp-bench ROW` measures, and prints each figure as one line of
+//! JSON on standard output; `dwcp-bench --list` prints the rows and names that it has.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::steps::step;
+use crate::{cargo, machine, plugins, test};
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Rows (numbers) or figures (names) of the published targets; all that there are if none is given
+    #[arg(value_name = "ROW|NAME")]
+    rows: Vec<String>,
+    /// Write the figures to this file, as a JSON array
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A firecracker binary to measure beside ours
+    #[arg(long, value_name = "PATH")]
+    firecracker: Option<PathBuf>,
+    /// A cloud-hypervisor binary to measure beside ours
+    #[arg(long, value_name = "PATH")]
+    cloud_hypervisor: Option<PathBuf>,
+}
+
+/// A figure, as the file holds it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Figure {
+    /// The row of the published targets.
+    target: u32,
+    /// The figure's name there.
+    what: String,
+    value: f64,
+    unit: String,
+    /// What was to be reached, as text: `<= 10`, `stated`.
+    goal: String,
+    /// The reference's name and version, or that it was not run.
+    reference: Option<String>,
+    reference_value: Option<f64>,
+    ratio: Option<f64>,
+    runs: u32,
+    #[serde(default)]
+    command: String,
+    #[serde(default)]
+    machine: String,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let made = step("Building the programs for release", || {
+        cargo::build(&["--workspace", "--bins", "--release"])
+    })?;
+    let built = step("Building plugins and templates", || {
+        plugins::build(&plugins::Options::default())
+    })?;
+    let program = cargo::program(&made, "dwcp-bench")?;
+    let start = |rest: &[OsString]| {
+        let mut command = Command::new(program);
+        command
+            .args(rest)
+            .envs(test::plugins_environment(&built))
+            .env("DWCP_BIN_DIR", program.parent().unwrap_or(Path::new(".")));
+        command
+    };
+    let rows = rows(arguments, &listed(start(&["--list".into()]))?)?;
+
+    let mut figures = Vec::new();
+    let mut failed = Vec::new();
+    for row in &rows {
+        let mut rest: Vec<OsString> = vec![row.into()];
+        rest.extend(references(arguments));
+        match step(&format!("Measuring {row}"), || measure(start(&rest), row)) {
+            Ok(found) => figures.extend(found),
+            Err(error) => {
+                eprintln!("{error:#}");
+                failed.push(row.clone());
+            }
+        }
+    }
+    print!("{}", table(&figures));
+    if let Some(file) = &arguments.json {
+        let mut text = serde_json::to_string_pretty(&figures).context("Cannot write JSON.")?;
+        text.push('\n');
+        fs::write(file, text).with_context(|| format!("Cannot write {}.", file.display()))?;
+    }
+    if failed.is_empty() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        bail!("Not measured: {}.", failed.join(", "));
+    }
+}
+
+/// One row of `dwcp-bench --list`.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    target: u32,
+    what: Vec<String>,
+}
+
+/// The rows that the program has.
+fn listed(mut command: Command) -> Result<Vec<Listed>> {
+    let out = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("Cannot start dwcp-bench.")?;
+    if !out.status.success() {
+        bail!("dwcp-bench --list failed.");
+    }
+    serde_json::from_slice(&out.stdout).context("dwcp-bench --list is not what was expected.")
+}
+
+/// The rows asked for, or all that there are. A name stands for its row.
+fn rows(arguments: &Arguments, have: &[Listed]) -> Result<Vec<String>> {
+    let mut rows: Vec<String> = Vec::new();
+    for asked in &arguments.rows {
+        let found = have
+            .iter()
+            .find(|row| row.target.to_string() == *asked || row.what.contains(asked));
+        let Some(found) = found else {
+            let names: Vec<String> = have
+                .iter()
+                .map(|row| format!("{} ({})", row.target, row.what.join(", ")))
+                .collect();
+            bail!("There is no row {asked}; there are: {}.", names.join("; "));
+        };
+        let row = found.target.to_string();
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+    }
+    if rows.is_empty() {
+        rows = have.iter().map(|row| row.target.to_string()).collect();
+    }
+    Ok(rows)
+}
+
+fn references(arguments: &Arguments) -> Vec<OsString> {
+    let one = |flag: &str, path: &Option<PathBuf>| {
+        path.iter()
+            .flat_map(|path| [flag.into(), path.clone().into_os_string()])
+            .collect::<Vec<OsString>>()
+    };
+    let mut all = one("--firecracker", &arguments.firecracker);
+    all.extend(one("--cloud-hypervisor", &arguments.cloud_hypervisor));
+    all
+}
+
+/// Runs one row and reads its figures.
+fn measure(mut command: Command, row: &str) -> Result<Vec<Figure>> {
+    let out = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("Cannot start dwcp-bench.")?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let figures = figures(&text, row, &machine::one_line())?;
+    if !out.status.success() {
+        bail!("Row {row} ended with {}.", out.status);
+    }
+    Ok(figures)
+}
+
+/// Reads figures, one a line, and notes where they come from.
+fn figures(text: &str, row: &str, machine: &str) -> Result<Vec<Figure>> {
+    text.lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| {
+            let mut figure: Figure = serde_json::from_str(line)
+                .with_context(|| format!("Row {row} printed a figure that is none: {line}"))?;
+            figure.command = format!("cargo xtask bench {row}");
+            figure.machine = machine.to_owned();
+            Ok(figure)
+        })
+        .collect()
+}
+
+fn table(figures: &[Figure]) -> String {
+    let number = |value: f64| format!("{value:.2}");
+    let maybe = |value: Option<f64>| value.map_or_else(|| "-".into(), number);
+    let mut out = format!(
+        "\n{:>3}  {:<24}{:>12}  {:<8}{:<24}{:>12}{:>8}{:>6}  {}\n",
+        "row", "what", "value", "unit", "goal", "reference", "ratio", "runs", "against"
+    );
+    for one in figures {
+        out += &format!(
+            "{:>3}  {:<24}{:>12}  {:<8}{:<24}{:>12}{:>8}{:>6}  {}\n",
+            one.target,
+            one.what,
+            number(one.value),
+            one.unit,
+            one.goal,
+            maybe(one.reference_value),
+            maybe(one.ratio),
+            one.runs,
+            one.reference.as_deref().unwrap_or("reference not run")
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const LINE: &str = r#"{"target":9,"what":"call_us","value":0.8,"unit":"us","goal":"<= 1",
+        "reference":"wasmtime 48.0.8","reference_value":0.7,"ratio":1.14,"runs":5}"#;
+
+    fn arguments(rows: &[&str]) -> Arguments {
+        Arguments {
+            rows: rows.iter().map(|&row| row.into()).collect(),
+            json: None,
+            firecracker: None,
+            cloud_hypervisor: None,
+        }
+    }
+
+    #[test]
+    fn a_figure_is_read_and_marked_with_its_origin() {
+        let text = format!("steal 3 %\n{}\n", LINE.replace('\n', ""));
+        let found = figures(&text, "9", "here").unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].machine, "here");
+        assert_eq!(found[0].command, "cargo xtask bench 9");
+        assert!(table(&found).contains("call_us"));
+    }
+
+    #[test]
+    fn a_damaged_figure_is_an_error() {
+        assert!(figures("{\"target\":9}\n", "9", "here").is_err());
+    }
+
+    #[test]
+    fn rows_go_by_number_or_name() {
+        let have: Vec<Listed> = serde_json::from_str(
+            r#"[{"target":1,"what":["start_ms"]},{"target":9,"what":["call_us"]}]"#,
+        )
+        .unwrap();
+        assert_eq!(rows(&arguments(&["call_us", "9"]), &have).unwrap(), ["9"]);
+        assert_eq!(rows(&arguments(&[]), &have).unwrap(), ["1", "9"]);
+        assert!(rows(&arguments(&["77"]), &have).is_err());
+    }
+}
