@@ -14,10 +14,10 @@
 //!
 //! This crate must never know what a VM is, who owns it, or how a migration is decided.
 
-//pub mod frame;
-//pub mod ladder;
-//pub mod level;
+pub mod frame;
+pub mod ladder;
+pub mod level;
 pub mod preamble;
-//pub mod stream;
-//pub mod tcp;
+pub mod stream;
+pub mod tcp;
 pub mod tls;
