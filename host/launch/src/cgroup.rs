@@ -1,0 +1,270 @@
+//! Control groups for children, where the machine has them: memory and number of tasks.
+//!
+//! Version 2 if the launcher's own group offers `memory` and `pids`; else the version 1 hierarchies of these two,
+//! whichever is mounted; else none. Groups lie in one directory that carries the launcher's process id, below the
+//! group it was started in; directories of launchers that are gone are removed at the start.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::sandbox::TASKS_MAX;
+
+const PREFIX: &str = "dwcp-launch.";
+
+/// What a child needs beyond guest memory, at least, in bytes: page tables, buffers, the kernel's own records.
+const OVERHEAD_BYTES: u64 = 256 << 20;
+
+/// How children are limited on this machine.
+#[derive(Debug)]
+pub enum Groups {
+    /// The unified hierarchy; children's groups are made in this directory.
+    Unified(PathBuf),
+    /// One directory for each old hierarchy there is.
+    Old {
+        /// For `memory`.
+        memory: Option<PathBuf>,
+        /// For `pids`.
+        pids: Option<PathBuf>,
+    },
+    /// Nothing; the reason, for the log.
+    None(&'static str),
+}
+
+/// The group of one child, removed when dropped, if it is empty by then.
+#[derive(Debug)]
+pub struct Group {
+    directories: Vec<PathBuf>,
+    unified: Option<OwnedFd>,
+}
+
+impl Groups {
+    /// Finds what there is, makes the launcher's directory in it, and removes those of launchers that are gone.
+    pub fn find() -> Self {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let name = format!("{PREFIX}{}", std::process::id());
+        if let Some(base) = unified_base(&mounts, &own) {
+            match prepare_unified(&base, &name) {
+                Ok(directory) => return Self::Unified(directory),
+                Err(error) => eprintln!(
+                    "dwcp-launch: The control group {} cannot be divided ({error}); start the launcher in a group of \
+                     its own (systemd: Delegate=yes)",
+                    base.display()
+                ),
+            }
+        }
+        let old = |controller| {
+            let base = old_base(&mounts, &own, controller)?;
+            remove_stale(&base);
+            let directory = base.join(&name);
+            fs::create_dir(&directory).ok()?;
+            Some(directory)
+        };
+        match (old("memory"), old("pids")) {
+            (None, None) => Self::None("no hierarchy with memory or pids can be written to"),
+            (memory, pids) => Self::Old { memory, pids },
+        }
+    }
+
+    /// In one line, for the log.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Unified(directory) => format!("control groups (v2) in {}", directory.display()),
+            Self::Old { memory, pids } => {
+                let directories: Vec<_> = [memory, pids]
+                    .into_iter()
+                    .flatten()
+                    .map(|directory| directory.display().to_string())
+                    .collect();
+                format!("control groups (v1) in {}", directories.join(" and "))
+            }
+            Self::None(reason) => format!("no control groups: {reason}"),
+        }
+    }
+
+    /// Makes the group of a child that works on `memory_bytes` of guest memory.
+    pub fn make(&self, name: &str, memory_bytes: u64) -> io::Result<Group> {
+        let memory_max = memory_bytes
+            .saturating_add(memory_bytes / 8)
+            .saturating_add(OVERHEAD_BYTES)
+            .to_string();
+        let tasks_max = TASKS_MAX.to_string();
+        let mut group = Group {
+            directories: Vec::new(),
+            unified: None,
+        };
+        match self {
+            Self::Unified(base) => {
+                let directory = group.add(base, name)?;
+                fs::write(directory.join("memory.max"), memory_max)?;
+                fs::write(directory.join("pids.max"), tasks_max)?;
+                group.unified = Some(File::open(directory)?.into());
+            }
+            Self::Old { memory, pids } => {
+                if let Some(base) = memory {
+                    let directory = group.add(base, name)?;
+                    fs::write(directory.join("memory.limit_in_bytes"), memory_max)?;
+                }
+                if let Some(base) = pids {
+                    let directory = group.add(base, name)?;
+                    fs::write(directory.join("pids.max"), tasks_max)?;
+                }
+            }
+            Self::None(_) => {}
+        }
+        Ok(group)
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        match self {
+            Self::Unified(directory) => drop(fs::remove_dir(directory)),
+            Self::Old { memory, pids } => {
+                for directory in [memory, pids].into_iter().flatten() {
+                    let _ = fs::remove_dir(directory);
+                }
+            }
+            Self::None(_) => {}
+        }
+    }
+}
+
+impl Group {
+    /// The unified group, for a child to be born in.
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The files that move a process into the old groups.
+    pub fn files(&self) -> Vec<PathBuf> {
+        if self.unified.is_some() {
+            return Vec::new();
+        }
+        let file = |directory: &PathBuf| directory.join("cgroup.procs");
+        self.directories.iter().map(file).collect()
+    }
+
+    fn add(&mut self, base: &Path, name: &str) -> io::Result<PathBuf> {
+        let directory = base.join(name);
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => self.directories.push(directory.clone()),
+        }
+        Ok(directory)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for directory in &self.directories {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
+/// The launcher's own group in the unified hierarchy, if that has both controllers.
+fn unified_base(mounts: &str, own: &str) -> Option<PathBuf> {
+    let mount = mount_point(mounts, "cgroup2", None)?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let base = inside(&mount, path);
+    let controllers = fs::read_to_string(base.join("cgroup.controllers")).ok()?;
+    let has = |name| controllers.split_whitespace().any(|word| word == name);
+    (has("memory") && has("pids")).then_some(base)
+}
+
+/// Makes room: a group that has processes of its own cannot give controllers to groups below it, unless it is the
+/// root of the hierarchy; so the launcher moves into one of its own first.
+fn prepare_unified(base: &Path, name: &str) -> io::Result<PathBuf> {
+    remove_stale(base);
+    let control = base.join("cgroup.subtree_control");
+    if fs::write(&control, "+memory +pids").is_err() {
+        let own = base.join("launcher");
+        fs::create_dir_all(&own)?;
+        fs::write(own.join("cgroup.procs"), std::process::id().to_string())?;
+        fs::write(&control, "+memory +pids")?;
+    }
+    let directory = base.join(name);
+    fs::create_dir(&directory)?;
+    fs::write(directory.join("cgroup.subtree_control"), "+memory +pids")?;
+    Ok(directory)
+}
+
+/// The launcher's own group in the old hierarchy of `controller`.
+fn old_base(mounts: &str, own: &str, controller: &str) -> Option<PathBuf> {
+    let mount = mount_point(mounts, "cgroup", Some(controller))?;
+    let path = own.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let ours = controllers.split(',').any(|word| word == controller);
+        ours.then_some(path)
+    })?;
+    Some(inside(&mount, path))
+}
+
+/// Where a hierarchy is mounted, from the text of `/proc/mounts`.
+fn mount_point(mounts: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let (_, point, found) = (words.next()?, words.next()?, words.next()?);
+        let mut options = words.next()?.split(',');
+        let fits = found == kind && option.is_none_or(|wanted| options.any(|word| word == wanted));
+        fits.then(|| PathBuf::from(point))
+    })
+}
+
+/// A group's directory. In a container only the part below the container's own root is mounted.
+fn inside(mount: &Path, path: &str) -> PathBuf {
+    let whole = mount.join(path.trim_start_matches('/'));
+    if whole.is_dir() {
+        whole
+    } else {
+        mount.to_owned()
+    }
+}
+
+/// Removes directories of launchers that are gone. Groups with processes in them stay: they cannot be removed.
+fn remove_stale(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else {
+            continue;
+        };
+        if Path::new("/proc").join(pid).exists() {
+            continue;
+        }
+        for child in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(child.path());
+        }
+        let _ = fs::remove_dir(entry.path());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "tmpfs /sys/fs/cgroup tmpfs rw,relatime,mode=755 0 0\n\
+         cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
+         cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n\
+         cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0\n";
+
+    #[test]
+    fn hierarchies_are_found_by_their_controllers() {
+        let memory = mount_point(MOUNTS, "cgroup", Some("memory"));
+        assert_eq!(memory, Some("/sys/fs/cgroup/memory".into()));
+        assert_eq!(mount_point(MOUNTS, "cgroup", Some("pids")), None);
+        let unified = mount_point(MOUNTS, "cgroup2", None);
+        assert_eq!(unified, Some("/sys/fs/cgroup/unified".into()));
+    }
+
+    #[test]
+    fn a_launcher_finds_its_own_group() {
+        let own = "8:pids:/\n4:memory:/not-there\n0::/\n";
+        let memory = old_base(MOUNTS, own, "memory");
+        assert_eq!(memory, Some("/sys/fs/cgroup/memory".into()));
+        assert_eq!(old_base(MOUNTS, own, "pids"), None);
+    }
+}

@@ -1,0 +1,360 @@
+//! The children: started, watched, ended, remembered until they are forgotten; and the guest memory they share.
+//!
+//! Bounded by [`CHILDREN_MAX`], running and exited together. A request that cannot be carried out changes nothing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use dwcp_jail::{Handover, HandoverError, LastWordsPipe};
+use dwcp_launch::protocol::{CHILDREN_MAX, Child, ChildId, ChildKind, ChildState, Side};
+use dwcp_memory::{DirtyBitmap, MemoryError, MemorySize, create_memory, reopen_read_only};
+use nix::sys::wait::WaitStatus;
+
+use crate::cgroup::{Group, Groups};
+use crate::sandbox::{Order, Process, Sandbox, SpawnError};
+
+/// Why a request about a child was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The id is taken.
+    #[error("{0} is running already")]
+    Running(ChildId),
+    /// There is no such child.
+    #[error("There is no {0} here")]
+    Unknown(ChildId),
+    /// The id names a child of the other kind, or a VM that runs elsewhere.
+    #[error("There is no VM {0} here whose memory could be moved")]
+    NoSuchVm(ChildId),
+    /// The limit is reached.
+    #[error("There are {CHILDREN_MAX} children already: forget those that have ended")]
+    TooMany,
+    /// The machine lacks a device.
+    #[error("{device} cannot be opened: VMs cannot run on this machine")]
+    Device {
+        /// Its path.
+        device: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Guest memory could not be made.
+    #[error("The guest's memory could not be made")]
+    Memory(#[from] MemoryError),
+    /// The configuration or the descriptors do not fit.
+    #[error("What the child would be given does not fit")]
+    Handover(#[from] HandoverError),
+    /// The control group could not be made.
+    #[error("The child's control group could not be made")]
+    Group(#[source] std::io::Error),
+    /// A descriptor could not be copied.
+    #[error("A descriptor could not be copied")]
+    Copy(#[source] std::io::Error),
+    /// The process could not be started.
+    #[error("The child could not be started")]
+    Spawn(#[from] SpawnError),
+}
+
+/// The programs that children run.
+#[derive(Debug)]
+pub struct Programs {
+    /// Runs a VM.
+    pub vmm: OwnedFd,
+    /// Moves a VM's memory.
+    pub mover: OwnedFd,
+}
+
+/// Everything that is known about children.
+#[derive(Debug)]
+pub struct Children {
+    records: BTreeMap<ChildId, Record>,
+    sandbox: Sandbox,
+    programs: Programs,
+    groups: Groups,
+    uid_base: u32,
+}
+
+#[derive(Debug)]
+struct Record {
+    kind: ChildKind,
+    vm: ChildId,
+    pid: u32,
+    life: Life,
+    /// A VMM's; kept until it is forgotten.
+    memory: Option<VmMemory>,
+}
+
+#[derive(Debug)]
+enum Life {
+    Running(Box<Running>),
+    Ended(ChildState),
+}
+
+#[derive(Debug)]
+struct Running {
+    process: Process,
+    last_words: LastWordsPipe,
+    slot: u32,
+    /// Removed with this, after the process is gone.
+    _group: Group,
+}
+
+#[derive(Debug)]
+struct VmMemory {
+    size: MemorySize,
+    memory: OwnedFd,
+    bitmap: OwnedFd,
+}
+
+impl Children {
+    /// No child yet. Their users are numbered from `uid_base` on.
+    pub fn new(sandbox: Sandbox, programs: Programs, groups: Groups, uid_base: u32) -> Self {
+        Self {
+            records: BTreeMap::new(),
+            sandbox,
+            programs,
+            groups,
+            uid_base,
+        }
+    }
+
+    /// Makes memory for a VM and starts its VMM.
+    pub fn spawn_vmm(
+        &mut self,
+        id: ChildId,
+        memory_bytes: u64,
+        config: &serde_json::Value,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<u32, Refusal> {
+        self.check_free(&id)?;
+        let size = MemorySize::new(memory_bytes)?;
+        let vm_memory = VmMemory {
+            size,
+            memory: create_memory(size)?,
+            bitmap: DirtyBitmap::create(size)?,
+        };
+        let mut given = vec![
+            open_device(KVM)?,
+            open_device(USERFAULTFD).or_else(|_| open_device("/dev/null"))?,
+            copy(&vm_memory.memory)?,
+            copy(&vm_memory.bitmap)?,
+        ];
+        given.extend(descriptors);
+        let running = self.start(&id, ChildKind::Vmm, size, config, given)?;
+        Ok(self.remember(id.clone(), ChildKind::Vmm, id, running, Some(vm_memory)))
+    }
+
+    /// Starts a mover on the memory of a VM.
+    pub fn spawn_mover(
+        &mut self,
+        id: ChildId,
+        vm: ChildId,
+        side: Side,
+        config: &serde_json::Value,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<u32, Refusal> {
+        self.check_free(&id)?;
+        let held = self
+            .records
+            .get(&vm)
+            .and_then(|record| record.memory.as_ref());
+        // A mover that took its own VM's name would make the memory it works on forgotten.
+        let held = held.filter(|_| id != vm);
+        let Some(vm_memory) = held else {
+            return Err(Refusal::NoSuchVm(vm));
+        };
+        let memory = match side {
+            Side::Source => reopen_read_only(&vm_memory.memory)?,
+            Side::Destination => copy(&vm_memory.memory)?,
+        };
+        let size = vm_memory.size;
+        let mut given = vec![memory, copy(&vm_memory.bitmap)?];
+        given.extend(descriptors);
+        let running = self.start(&id, ChildKind::Mover, size, config, given)?;
+        Ok(self.remember(id, ChildKind::Mover, vm, running, None))
+    }
+
+    /// Every child that is not forgotten.
+    pub fn list(&self) -> Vec<Child> {
+        self.records
+            .iter()
+            .map(|(id, record)| record.show(id))
+            .collect()
+    }
+
+    /// Kills a child; harmless when it has ended.
+    pub fn kill(&self, id: &ChildId) -> Result<(), Refusal> {
+        let record = self
+            .records
+            .get(id)
+            .ok_or_else(|| Refusal::Unknown(id.clone()))?;
+        if let Life::Running(running) = &record.life {
+            running.process.kill();
+        }
+        Ok(())
+    }
+
+    /// Forgets a child that has ended, and its memory.
+    pub fn forget(&mut self, id: &ChildId) -> Result<(), Refusal> {
+        match self.records.get(id) {
+            None => Err(Refusal::Unknown(id.clone())),
+            Some(record) if matches!(record.life, Life::Running(_)) => {
+                Err(Refusal::Running(id.clone()))
+            }
+            Some(_) => {
+                self.records.remove(id);
+                Ok(())
+            }
+        }
+    }
+
+    /// What becomes readable when a child has ended.
+    pub fn ends(&self) -> impl Iterator<Item = (&ChildId, BorrowedFd<'_>)> {
+        self.records
+            .iter()
+            .filter_map(|(id, record)| match &record.life {
+                Life::Running(running) => Some((id, running.process.pidfd.as_fd())),
+                Life::Ended(_) => None,
+            })
+    }
+
+    /// Records the end of a child whose descriptor among [`Children::ends`] is readable.
+    pub fn record_end(&mut self, id: &ChildId) -> Option<Child> {
+        let record = self.records.get_mut(id)?;
+        let Life::Running(running) = &mut record.life else {
+            return None;
+        };
+        let (code, signal) = match running.process.reap() {
+            Ok(WaitStatus::Exited(_, code)) => (Some(code), None),
+            Ok(WaitStatus::Signaled(_, signal, _)) => (None, Some(signal as i32)),
+            _ => (None, None),
+        };
+        running.last_words.drain();
+        record.life = Life::Ended(ChildState::Exited {
+            code,
+            signal,
+            last_words: running.last_words.spoken().map(|words| words.to_string()),
+        });
+        Some(record.show(id))
+    }
+
+    /// Kills every child and waits for its end.
+    pub fn end_all(&mut self) {
+        let running: Vec<ChildId> = self.ends().map(|(id, _)| id.clone()).collect();
+        for id in &running {
+            let _ = self.kill(id);
+        }
+        for id in &running {
+            self.record_end(id);
+        }
+    }
+
+    fn check_free(&self, id: &ChildId) -> Result<(), Refusal> {
+        match self.records.get(id) {
+            Some(record) if matches!(record.life, Life::Running(_)) => {
+                Err(Refusal::Running(id.clone()))
+            }
+            None if self.records.len() >= CHILDREN_MAX => Err(Refusal::TooMany),
+            _ => Ok(()),
+        }
+    }
+
+    fn start(
+        &self,
+        id: &ChildId,
+        kind: ChildKind,
+        size: MemorySize,
+        config: &serde_json::Value,
+        given: Vec<OwnedFd>,
+    ) -> Result<Running, Refusal> {
+        let (program, name) = match kind {
+            ChildKind::Vmm => (&self.programs.vmm, c"dwcp-vmm"),
+            ChildKind::Mover => (&self.programs.mover, c"dwcp-mover"),
+        };
+        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
+        let (handover, last_words) = Handover::new(config.to_string().as_bytes(), given)?;
+        let group = self
+            .groups
+            .make(id.as_str(), size.bytes())
+            .map_err(Refusal::Group)?;
+        let process = self.sandbox.spawn(&Order {
+            program: program.as_fd(),
+            name,
+            handover: &handover,
+            uid: self.uid_base + slot,
+            group: group.unified(),
+            group_files: &group.files(),
+        })?;
+        Ok(Running {
+            process,
+            last_words,
+            slot,
+            _group: group,
+        })
+    }
+
+    /// The lowest number that no running child has: two that run never share a user.
+    fn free_slot(&self) -> Option<u32> {
+        let is_taken = |slot: &u32| {
+            self.records.values().any(
+                |record| matches!(&record.life, Life::Running(running) if running.slot == *slot),
+            )
+        };
+        (0..CHILDREN_MAX as u32).find(|slot| !is_taken(slot))
+    }
+
+    fn remember(
+        &mut self,
+        id: ChildId,
+        kind: ChildKind,
+        vm: ChildId,
+        running: Running,
+        memory: Option<VmMemory>,
+    ) -> u32 {
+        let pid = running.process.pid;
+        let record = Record {
+            kind,
+            vm,
+            pid,
+            life: Life::Running(Box::new(running)),
+            memory,
+        };
+        self.records.insert(id, record);
+        pid
+    }
+}
+
+impl Record {
+    fn show(&self, id: &ChildId) -> Child {
+        Child {
+            id: id.clone(),
+            kind: self.kind,
+            vm: self.vm.clone(),
+            pid: self.pid,
+            state: match &self.life {
+                Life::Running(_) => ChildState::Running,
+                Life::Ended(state) => state.clone(),
+            },
+        }
+    }
+}
+
+/// What VMs run on.
+pub const KVM: &str = "/dev/kvm";
+/// What post-copy needs.
+pub const USERFAULTFD: &str = "/dev/userfaultfd";
+
+/// Opens a device for reading and writing.
+pub fn open_device(device: &'static str) -> Result<OwnedFd, Refusal> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(Path::new(device));
+    file.map(OwnedFd::from)
+        .map_err(|source| Refusal::Device { device, source })
+}
+
+fn copy(fd: &OwnedFd) -> Result<OwnedFd, Refusal> {
+    fd.try_clone().map_err(Refusal::Copy)
+}
