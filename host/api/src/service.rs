@@ -1,5 +1,6 @@
 //! What the API can do, as a trait: the routes call it, the node implements it, and tests put a small one in its place.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use async_trait::async_trait;
@@ -121,6 +122,9 @@ pub struct Remembered {
     pub status: u16,
     /// Body.
     pub body: serde_json::Value,
+    /// Headers that belong to the answer (`etag`, `location`), lower-case.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// A console: bytes of the guest's serial line, both ways.
@@ -261,6 +265,8 @@ pub trait Service: Send + Sync + 'static {
 
     /// Policies.
     async fn policy_list(&self, page: PageRequest) -> Answer<Page<Policy>>;
+    /// One, by name.
+    async fn policy_get(&self, name: &Name) -> Answer<Versioned<Policy>>;
     /// Stores a policy, or a new version of it; a broken one is refused while the old one stays in force.
     async fn policy_apply(
         &self,
@@ -283,9 +289,11 @@ pub trait Service: Send + Sync + 'static {
         subject: Option<&str>,
         page: PageRequest,
     ) -> Answer<Page<Decision>>;
-    /// Events from a sequence number on, oldest first.
+    /// One, by its identity.
+    async fn decision_get(&self, id: &str) -> Answer<Decision>;
+    /// Events after a sequence number, oldest first.
     async fn event_list(&self, after: u64, limit: usize) -> Answer<Page<Event>>;
-    /// Events from a sequence number on, as they happen.
+    /// Events after a sequence number, as they happen.
     async fn event_watch(&self, after: u64) -> Answer<RecordStream<Event>>;
 
     /// The newest signed checkpoint, and the key to check it with.
