@@ -63,7 +63,7 @@ pub struct SandboxConfig {
     pub cache_bytes: u64,
     /// The largest component that is compiled, in bytes.
     pub component_bytes: usize,
-    /// Core instances that may live at once, over all plugins.
+    /// Instances that may live at once, over all plugins.
     pub instances: u32,
     /// Who is told every decision.
     pub recorder: Arc<dyn Recorder>,
@@ -78,7 +78,7 @@ impl SandboxConfig {
             key_file: dir.join("cache.key"),
             cache_bytes: 1 << 30,
             component_bytes: 128 << 20,
-            instances: 400,
+            instances: 1_000,
             recorder,
         }
     }

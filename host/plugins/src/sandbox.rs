@@ -380,7 +380,7 @@ fn is_only_types(item: &ComponentItem, engine: &Engine) -> bool {
 fn engine_config(instances: u32) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
-        .total_core_instances(instances)
+        .total_core_instances(instances.saturating_mul(3))
         .total_memories(instances)
         .total_tables(instances)
         .max_memory_size(MAX_MEMORY_BYTES)
