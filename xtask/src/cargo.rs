@@ -53,12 +53,30 @@ struct Profile {
     test: bool,
 }
 
-/// The cargo that started this program.
+/// The cargo that started this program, in the environment that a user's own call of it has: build scripts (ring's)
+/// watch what `cargo run` adds, and would run again each time that the two take turns.
 pub fn cargo() -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(program);
     command.current_dir(cache::workspace());
+    for (name, _) in std::env::vars_os() {
+        if added_by_run(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// True of the variables that `cargo run` sets for the program that it runs.
+fn added_by_run(name: &str) -> bool {
+    [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+    ]
+    .iter()
+    .any(|prefix| name.starts_with(prefix))
 }
 
 /// Runs `cargo build --locked` with these arguments, its progress visible, and returns what it made.
@@ -140,6 +158,14 @@ mod tests {
         assert_eq!(found.kind, "bin");
         assert!(found.test);
         assert_eq!(found.path, Path::new("/t/xtask-1"));
+    }
+
+    #[test]
+    fn what_cargo_run_adds_is_known_from_what_a_user_sets() {
+        assert!(added_by_run("CARGO_PKG_VERSION_MAJOR"));
+        assert!(added_by_run("CARGO_MANIFEST_DIR"));
+        assert!(!added_by_run("CARGO_TARGET_DIR"));
+        assert!(!added_by_run("CARGO_HOME"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::runner::{self, Show};
 use crate::steps::{seconds, step};
 use crate::summary::{self, Outcome};
 use crate::tiers::Tier;
-use crate::{linux, packages, plugins};
+use crate::{cache, linux, packages, plugins};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -77,8 +77,11 @@ pub fn stages(plan: &Plan) -> Result<Vec<(&'static str, Outcome)>> {
 
     // Tests of several tiers use the marketplace, so it is built whichever tier was asked for; warm, it takes a
     // moment.
-    let (outcome, bundle) = build_plugins();
+    let (mut outcome, bundle) = build_plugins();
     environment.extend(bundle);
+    if wanted(Tier::Plugins) {
+        outcome.add(run_plugins_tests(plan)?);
+    }
     stages.push((Tier::Plugins.name(), outcome));
 
     let start = Instant::now();
@@ -124,6 +127,24 @@ fn build_plugins() -> (Outcome, Vec<(String, String)>) {
     };
     outcome.time = start.elapsed();
     (outcome, environment)
+}
+
+/// Runs the plugins' own tests, natively: the same code, another target.
+fn run_plugins_tests(plan: &Plan) -> Result<Outcome> {
+    let mut command = cargo::cargo();
+    command
+        .current_dir(cache::workspace().join("plugins"))
+        .env(
+            "CARGO_TARGET_DIR",
+            cache::directory()?.join("plugins-native"),
+        )
+        .envs(plan.environment.iter().map(|(key, value)| (key, value)))
+        .args(["test", "--workspace", "--locked", "--"])
+        .args(&plan.filter);
+    let deadline = Tier::Plugins.deadline() * plan.patience.max(1);
+    let outcome = runner::run("plugins, natively", command, Show::OnFailure, deadline)?;
+    println!("    {}", line("plugins, natively", &outcome));
+    Ok(outcome)
 }
 
 /// Runs the test programs of one tier, and the documentation's examples with the unit tests.
