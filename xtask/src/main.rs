@@ -84,6 +84,7 @@ fn main() -> ExitCode {
 fn plugins_only(arguments: &PluginsArguments) -> anyhow::Result<ExitCode> {
     let options = plugins::Options {
         out: arguments.out.clone(),
+        ..Default::default()
     };
     let built = steps::step("Building plugins and templates", || {
         plugins::build(&options)
