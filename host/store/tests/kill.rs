@@ -149,6 +149,6 @@ async fn replay(store: &RedbStore, latest: Revision) {
             panic!("{batch:?}")
         };
         let then = store.range(&entry.key, None, 1, Some(last)).await.unwrap();
-        assert_eq!(then.entries, [entry.clone()]);
+        assert_eq!(then.entries, std::slice::from_ref(entry));
     }
 }

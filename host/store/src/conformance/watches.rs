@@ -5,12 +5,16 @@ use std::sync::Arc;
 use super::{good, next_change, soon};
 use crate::{Batch, Event, Op, Revision, Store, StoreError, Txn};
 
-fn told(batch: &Batch) -> Vec<(&str, Option<&[u8]>)> {
-    let told = |event| match event {
-        Event::Put(entry) => (entry.key.as_str(), Some(&entry.value[..])),
-        Event::Delete { key, .. } => (key.as_str(), None),
+fn told<'b>(batch: &'b Batch) -> Vec<(&'b str, Option<&'b [u8]>)> {
+    let value = |event: &'b Event| match event {
+        Event::Put(entry) => Some(&entry.value[..]),
+        Event::Delete { .. } => None,
     };
-    batch.events.iter().map(told).collect()
+    batch
+        .events
+        .iter()
+        .map(|event| (event.key(), value(event)))
+        .collect()
 }
 
 pub(super) async fn watch_follows_a_listing(store: Arc<dyn Store>) {
