@@ -7,7 +7,7 @@
 //! This crate must never know what the messages mean.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 mod mailbox;
@@ -47,6 +47,12 @@ pub enum ChannelError {
 #[derive(Debug)]
 pub struct Channel {
     socket: UnixStream,
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Channel {
