@@ -12,4 +12,15 @@
 //! daemon's business.
 
 pub mod client;
+mod crew;
+mod cursor;
+pub mod destination;
+mod events;
+mod ledger;
+mod link;
 pub mod protocol;
+mod receiver;
+mod sender;
+pub mod source;
+
+pub use events::{EventSink, Said};

@@ -20,9 +20,9 @@
 //!    │──── closes ────►│                       │◄──── closes ────│     the movers end
 //! ```
 //!
-//! At any time a mover may say `Failed`, once, after which it takes no command and ends. `Failed` at the source after
-//! `Flushed` tells nothing about the destination, which may well have everything: only the daemons can settle that.
-//! `Abort` makes the mover say `Failed` and end; so does a control socket that closes before the end.
+//! At any time a mover may say `Failed`, once; it then does nothing more. `Failed` at the source after `Flushed` tells
+//! nothing about the destination, which may well have everything: only the daemons can settle that. `Abort` makes a
+//! mover fail. A mover ends when its daemon closes the control socket, whatever state the transfer is in.
 //!
 //! Streams may come at any time before the end. A stream that dies hands its unacknowledged frames to the others;
 //! a transfer that has had streams and has none left is `Failed`. `Round` or `Final` while one is running, or

@@ -150,6 +150,14 @@ impl PageLadder {
         self.zero.is_empty() && self.content_pages() == 0
     }
 
+    /// How many further pages the batch takes, whatever they hold.
+    pub fn room(&self) -> usize {
+        if self.is_full() {
+            return 0;
+        }
+        (BATCH_PAGES_MAX - self.content_pages()).min(RUNS_MAX - self.zero.len())
+    }
+
     /// Whether the batch takes no further page.
     pub fn is_full(&self) -> bool {
         self.content_pages() >= BATCH_PAGES_MAX
