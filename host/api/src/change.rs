@@ -75,10 +75,7 @@ async fn once(api: Api, request: Request, next: Next) -> Result<Response, Proble
     let _entered = api
         .in_flight
         .enter(format!("{} {key}", who.name))
-        .ok_or_else(|| {
-            let detail = "A request with this Idempotency-Key is under way; repeat it in a moment";
-            Problem::new(FaultKind::Conflict, detail)
-        })?;
+        .ok_or_else(Problem::under_way)?;
     if let Some(kept) = api.service.recall(&who, &key).await? {
         return replay(kept, &fingerprint);
     }

@@ -55,6 +55,11 @@ const TIMEOUT: Kind = (
     "timeout",
     "The request came too slowly",
 );
+const UNDER_WAY: Kind = (
+    StatusCode::CONFLICT,
+    "under-way",
+    "The same request is being carried out",
+);
 const UPGRADE: Kind = (
     StatusCode::UPGRADE_REQUIRED,
     "upgrade-required",
@@ -127,6 +132,12 @@ impl Problem {
         Self::make(TIMEOUT, detail.into(), Vec::new())
     }
 
+    /// 409, for a request that came before its first answer was there.
+    pub(crate) fn under_way() -> Self {
+        let detail = "A request with this Idempotency-Key is under way; repeat it in a moment";
+        Self::make(UNDER_WAY, detail.into(), Vec::new())
+    }
+
     /// 413.
     pub(crate) fn too_large(what: &str, most: u64) -> Self {
         Self::new(
@@ -164,7 +175,7 @@ impl Problem {
             K::Unavailable,
             K::Internal,
         ];
-        let own = [METHOD, TIMEOUT, MEDIA, UPGRADE];
+        let own = [METHOD, TIMEOUT, MEDIA, UNDER_WAY, UPGRADE];
         let mut all: Vec<_> = service
             .into_iter()
             .map(of)

@@ -1,0 +1,213 @@
+//! Virtual machines.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::operation::Operation;
+use super::words;
+
+/// What kind of machine it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Kernel image, by digest.
+    pub kernel: String,
+    /// Initial RAM disk, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Guest memory, bytes.
+    pub memory_bytes: u64,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// What happens when the guest crashes.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Free labels.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What happens when a guest crashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// It stays down and is reported.
+    #[default]
+    Never,
+    /// It is started again.
+    OnCrash,
+    /// Something that this client does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+words!(RestartPolicy { Never => "never", OnCrash => "on-crash" });
+
+/// A request to create a machine: from a kernel or from a template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmCreate {
+    /// Its name, unique in the project.
+    pub name: String,
+    /// Template to expand, `publisher/name` or `publisher/name@version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Parameters of the template.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+    /// Kernel image by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Initial RAM disk by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Guest memory, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Virtual CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u8>,
+    /// Restart policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartPolicy>,
+    /// Labels.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Whether it starts at once.
+    pub start: bool,
+}
+
+impl VmCreate {
+    /// A machine that starts at once and has nothing but a name yet.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            template: None,
+            parameters: BTreeMap::new(),
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+            memory_bytes: None,
+            vcpus: None,
+            restart: None,
+            tags: BTreeMap::new(),
+            start: true,
+        }
+    }
+}
+
+/// A machine that was created, and the operation that starts it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmCreated {
+    /// The machine.
+    pub vm: Vm,
+    /// What goes on.
+    pub operation: Operation,
+}
+
+/// A virtual machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Its identity, for ever.
+    pub id: String,
+    /// The project that owns it.
+    pub project: String,
+    /// Its name in the project.
+    pub name: String,
+    /// What it is.
+    pub spec: VmSpec,
+    /// The template that it came from, with version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Whether its owner wants it to run.
+    pub desired: Desired,
+    /// What it does now.
+    pub phase: VmPhase,
+    /// Why it is in this phase, where there is something to say.
+    #[serde(default)]
+    pub reason: String,
+    /// The host that has it, or that it went to.
+    pub host: String,
+    /// The number under which exactly one host owns it.
+    pub epoch: u64,
+    /// When it was asked for, ms.
+    pub created_ms: u64,
+    /// When it last began to run here, ms; 0 if never.
+    pub started_ms: u64,
+    /// Why its host was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+}
+
+/// What the owner wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Desired {
+    /// It should run.
+    Running,
+    /// It should not run.
+    Stopped,
+    /// Something that this client does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+words!(Desired { Running => "running", Stopped => "stopped" });
+
+/// What a machine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmPhase {
+    /// It exists and does not run.
+    Stopped,
+    /// Its process is being made.
+    Starting,
+    /// It runs.
+    Running,
+    /// It runs here and is being sent to another host.
+    Migrating,
+    /// It is being received and has not run here.
+    Incoming,
+    /// It was given to another host whose answer is not here yet.
+    InDoubt,
+    /// It ended by a fault.
+    Crashed,
+    /// It lives on another host.
+    Moved,
+    /// Something that this client does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+words!(VmPhase {
+    Stopped => "stopped",
+    Starting => "starting",
+    Running => "running",
+    Migrating => "migrating",
+    Incoming => "incoming",
+    InDoubt => "in-doubt",
+    Crashed => "crashed",
+    Moved => "moved",
+});
+
+/// Why a host was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The recorded decision.
+    pub decision: String,
+    /// The plugin that decided, or `built-in`.
+    pub plugin: String,
+    /// The host that was chosen.
+    pub host: String,
+    /// Its score, 0 to 1.
+    pub score: f64,
+    /// Each factor and what it said.
+    pub reasons: Vec<String>,
+    /// The hosts that were not chosen, with the reason.
+    pub alternatives: Vec<String>,
+}
