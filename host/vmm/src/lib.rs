@@ -1,7 +1,7 @@
 //! One virtual machine in one process.
 //!
-//! `dwcp-vmm` is started by the launcher with nothing but descriptors (`spawn`), builds the machine that its
-//! configuration describes, and then does what it is told over one Unix socket (`protocol`, `client`). The guest is
+//! `dwcp-vmm` is started by the launcher with nothing but descriptors, builds the machine that its configuration
+//! describes ([`config`]), and then does what it is told over one Unix socket ([`protocol`], [`client`]). The guest is
 //! hostile, and so is whoever hands over a device state: both are bounded and checked.
 //!
 //! What always holds: no vCPU runs before `Run`; a request is answered in order on its connection; when the guest ends
@@ -11,4 +11,16 @@
 
 pub mod client;
 pub mod config;
+pub mod process;
 pub mod protocol;
+pub mod spawn;
+pub mod state;
+
+mod boot;
+mod devices;
+mod end;
+mod filters;
+mod kvm;
+mod machine;
+mod server;
+mod vcpu;

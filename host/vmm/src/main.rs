@@ -1,3 +1,7 @@
-//! To be written.
+//! `dwcp-vmm`: one virtual machine. Started by `dwcp-launch`, with descriptors and nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dwcp_vmm::process::run()
+}

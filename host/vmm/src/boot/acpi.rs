@@ -1,0 +1,144 @@
+//! The ACPI tables: processors and interrupts (MADT), power management (FADT), soft-off and the serial port (DSDT).
+//!
+//! Ports follow what QEMU's q35 machine has, soft-off included (`0x2000` to port 0x604), so that a small kernel without
+//! ACPI can power off too. Source: ACPI specification 6.5, chapters 5 and 19.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope, ZERO,
+};
+use acpi_tables::facs::FACS;
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use dwcp_memory::GuestMemory;
+use dwcp_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use super::place;
+use crate::devices::{SERIAL_LINE, SERIAL_PORT};
+
+/// Status (2 bytes) and enable (2 bytes) of fixed power events.
+pub const PM1_EVENT_PORT: u16 = 0x600;
+/// Control of power states (2 bytes).
+pub const PM1_CONTROL_PORT: u16 = 0x604;
+/// Line of the system control interrupt, level-triggered.
+pub const SCI_LINE: u32 = 9;
+/// Where a guest resets the machine, by writing [`RESET_VALUE`].
+pub const RESET_PORT: u16 = 0xcf9;
+/// What to write to [`RESET_PORT`].
+pub const RESET_VALUE: u8 = 6;
+
+const OEM: [u8; 6] = *b"DWCP  ";
+const OEM_TABLE: [u8; 8] = *b"DWCPVMM ";
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const IO_APIC: u32 = 0xfec0_0000;
+/// `iapc_boot_arch`: ISA devices (the serial port); no VGA; no CMOS clock; no 8042 keyboard controller.
+const BOOT_ARCHITECTURE: u16 = 1 | 1 << 2 | 1 << 5;
+
+/// Writes all tables; answers where the RSDP is.
+pub fn write_tables(memory: &GuestMemory, vcpus: u8) -> Result<GuestAddress, GuestMemoryError> {
+    let mut room = Room {
+        memory,
+        next: GuestAddress(place::ACPI.0 + 64),
+    };
+    let facs = room.put(&bytes(&FACS::new()))?;
+    let dsdt = room.put(dsdt().as_slice())?;
+    let fadt = room.put(&bytes(&fadt(facs, dsdt)))?;
+    let madt = room.put(madt(vcpus).as_slice())?;
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
+    xsdt.add_entry(fadt.0);
+    xsdt.add_entry(madt.0);
+    let xsdt = room.put(&bytes(&xsdt))?;
+    memory
+        .ram()
+        .write_slice(&bytes(&Rsdp::new(OEM, xsdt.0)), place::ACPI)?;
+    Ok(place::ACPI)
+}
+
+struct Room<'a> {
+    memory: &'a GuestMemory,
+    next: GuestAddress,
+}
+
+impl Room<'_> {
+    fn put(&mut self, table: &[u8]) -> Result<GuestAddress, GuestMemoryError> {
+        let at = self.next;
+        let end = at.0 + table.len() as u64;
+        debug_assert!(end <= place::HIGH_START.0);
+        self.memory.ram().write_slice(table, at)?;
+        self.next = GuestAddress(end.next_multiple_of(16));
+        Ok(at)
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// Soft-off is state 0 of the control register, and the serial port is where it always was.
+fn dsdt() -> Sdt {
+    let off = Package::new(vec![&ZERO, &ZERO, &ZERO, &ZERO]);
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0501"));
+    let uid = Name::new("_UID".into(), &ZERO);
+    let interrupt = Interrupt::new(true, true, false, false, SERIAL_LINE);
+    let ports = IO::new(SERIAL_PORT, SERIAL_PORT, 0, 8);
+    let resources = ResourceTemplate::new(vec![&interrupt, &ports]);
+    let resources = Name::new("_CRS".into(), &resources);
+    let serial = Device::new("COM1".into(), vec![&hid, &uid, &resources]);
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, 1);
+    dsdt.append_slice(&bytes(&Name::new("_S5_".into(), &off)));
+    dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), vec![&serial])));
+    dsdt
+}
+
+fn fadt(facs: GuestAddress, dsdt: GuestAddress) -> acpi_tables::fadt::FADT {
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, 1)
+        .firmware_ctrl_32(facs.0 as u32)
+        .dsdt_32(dsdt.0 as u32)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::SlpButton)
+        .flag(Flags::ResetRegSup);
+    fadt.sci_int = (SCI_LINE as u16).into();
+    fadt.pm1a_evt_blk = u32::from(PM1_EVENT_PORT).into();
+    fadt.pm1_evt_len = 4;
+    fadt.pm1a_cnt_blk = u32::from(PM1_CONTROL_PORT).into();
+    fadt.pm1_cnt_len = 2;
+    fadt.iapc_boot_arch = BOOT_ARCHITECTURE.into();
+    fadt.reset_reg = GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        RESET_PORT.into(),
+    );
+    fadt.reset_value = RESET_VALUE;
+    fadt.finalize()
+}
+
+/// One local APIC a vCPU, one I/O APIC; the timer is at its pin 2, and the power interrupt is a level.
+fn madt(vcpus: u8) -> Sdt {
+    let mut madt = Sdt::new(*b"APIC", 36, 4, OEM, OEM_TABLE, 1);
+    madt.append_slice(&LOCAL_APIC.to_le_bytes());
+    madt.append_slice(&1u32.to_le_bytes()); // the old interrupt controllers are there too
+    for id in 0..vcpus {
+        madt.append_slice(&[0, 8, id, id, 1, 0, 0, 0]);
+    }
+    let mut io_apic = [1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    io_apic[4..8].copy_from_slice(&IO_APIC.to_le_bytes());
+    madt.append_slice(&io_apic);
+    madt.append_slice(&interrupt_override(0, 2, 0));
+    madt.append_slice(&interrupt_override(SCI_LINE as u8, SCI_LINE, 0b1101));
+    madt.append_slice(&[4, 6, 0xff, 0, 0, 1]); // every CPU's second local pin is the non-maskable interrupt
+    madt
+}
+
+fn interrupt_override(source: u8, line: u32, flags: u16) -> [u8; 10] {
+    let mut entry = [2, 10, 0, source, 0, 0, 0, 0, 0, 0];
+    entry[4..8].copy_from_slice(&line.to_le_bytes());
+    entry[8..].copy_from_slice(&flags.to_le_bytes());
+    entry
+}

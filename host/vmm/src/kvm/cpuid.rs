@@ -1,0 +1,198 @@
+//! What the guest is told about its CPU: the host's features, less what cannot be saved or is not true for a guest.
+//!
+//! Nested virtualisation and the performance counters are hidden, because their state does not travel. The topology is
+//! one socket with as many cores as there are vCPUs.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
+
+use super::KvmError;
+
+const ARCH_CAPABILITIES: u32 = 1 << 29;
+
+/// The features that KVM on this host can give to a guest.
+#[derive(Debug, Clone)]
+pub struct CpuFeatures {
+    entries: Vec<kvm_cpuid_entry2>,
+}
+
+/// A saved guest was told of features that are missing here.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "The guest uses CPU features that this host lacks (CPUID {leaf:#x}.{subleaf}, {register}, bits {bits:#x})"
+)]
+pub struct TooFewFeatures {
+    leaf: u32,
+    subleaf: u32,
+    register: &'static str,
+    bits: u32,
+}
+
+impl CpuFeatures {
+    /// Asks KVM.
+    pub fn of_host(kvm: &Kvm) -> Result<Self, KvmError> {
+        let mut entries = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::refused("tell what CPUs it supports"))?
+            .as_slice()
+            .to_vec();
+        let has_deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
+        for entry in &mut entries {
+            match (entry.function, entry.index) {
+                (1, _) => {
+                    entry.ecx &= !(1 << 5); // VMX
+                    entry.ecx |= 1 << 31; // a hypervisor is there
+                    if has_deadline_timer {
+                        entry.ecx |= 1 << 24;
+                    }
+                }
+                (0xa, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+                (0x8000_0001, _) => entry.ecx &= !(1 << 2), // SVM
+                _ => {}
+            }
+        }
+        Ok(Self { entries })
+    }
+
+    /// Takes away the register of hardware bugs, where KVM offers it but lets nobody set it.
+    pub fn hide_arch_capabilities(&mut self) {
+        for entry in &mut self.entries {
+            if (entry.function, entry.index) == (7, 0) {
+                entry.edx &= !ARCH_CAPABILITIES;
+            }
+        }
+    }
+
+    /// Whether the register of hardware bugs is offered.
+    pub fn offers_arch_capabilities(&self) -> bool {
+        let leaf7 = |entry: &&kvm_cpuid_entry2| (entry.function, entry.index) == (7, 0);
+        let entry = self.entries.iter().find(leaf7);
+        entry.is_some_and(|entry| entry.edx & ARCH_CAPABILITIES != 0)
+    }
+
+    /// What vCPU `index` of `count` is told.
+    pub fn for_vcpu(&self, index: u8, count: u8) -> Vec<kvm_cpuid_entry2> {
+        let (id, cores) = (u32::from(index), u32::from(count));
+        // Bits of an APIC id that number the core.
+        let core_bits = cores.next_power_of_two().trailing_zeros();
+        let mut entries = self.entries.clone();
+        for entry in &mut entries {
+            match entry.function {
+                1 => {
+                    entry.ebx = entry.ebx & 0xffff | cores << 16 | id << 24;
+                    if cores > 1 {
+                        entry.edx |= 1 << 28; // several logical processors
+                    }
+                }
+                4 => {
+                    let level = entry.eax >> 5 & 7;
+                    let sharing = if level >= 3 { cores - 1 } else { 0 };
+                    entry.eax = entry.eax & 0x3fff | sharing << 14 | (cores - 1) << 26;
+                }
+                0xb | 0x1f => {
+                    let (shift, threads, kind) = match entry.index {
+                        0 => (0, 1, 1),
+                        1 => (core_bits, cores, 2),
+                        _ => (0, 0, 0),
+                    };
+                    entry.eax = shift;
+                    entry.ebx = threads;
+                    entry.ecx = entry.index | kind << 8;
+                    entry.edx = id;
+                }
+                0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (cores - 1) | core_bits << 12,
+                0x8000_001d => entry.eax &= !(0xfff << 14),
+                0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id & 0xff, 0),
+                _ => {}
+            }
+        }
+        entries
+    }
+
+    /// Refuses a guest that was told of features which this host lacks.
+    pub fn cover(&self, saved: &[kvm_cpuid_entry2]) -> Result<(), TooFewFeatures> {
+        for told in saved {
+            let (leaf, subleaf) = (told.function, told.index);
+            let mask = match (leaf, subleaf) {
+                (1, 0) => [0, 0, !0, !0],
+                (7, 0) => [0, !0, !0, !0],
+                (7, 1) => [!0, 0, 0, 0],
+                (0xd, 0) => [!0, 0, 0, !0],
+                (0x8000_0001, 0) => [0, 0, !0, !0],
+                _ => continue,
+            };
+            let same = |entry: &&kvm_cpuid_entry2| (entry.function, entry.index) == (leaf, subleaf);
+            let here = self.entries.iter().find(same);
+            let here = here.map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]);
+            // Set by us or by the guest's own doing: several processors, an operating system that uses XSAVE or keys.
+            let ours = match (leaf, subleaf) {
+                (1, 0) => [0, 0, 1 << 27, 1 << 28],
+                (7, 0) => [0, 0, 1 << 4, 0],
+                _ => [0; 4],
+            };
+            let told = [told.eax, told.ebx, told.ecx, told.edx];
+            for (at, register) in ["eax", "ebx", "ecx", "edx"].into_iter().enumerate() {
+                let bits = told[at] & mask[at] & !here[at] & !ours[at];
+                if bits != 0 {
+                    return Err(TooFewFeatures {
+                        leaf,
+                        subleaf,
+                        register,
+                        bits,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The form in which KVM takes it.
+pub(super) fn to_kvm(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, KvmError> {
+    CpuId::from_entries(entries).map_err(|_| KvmError::Missing("room for so many CPUID entries"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn features(entries: &[(u32, u32, [u32; 4])]) -> CpuFeatures {
+        let entries = entries
+            .iter()
+            .map(|(function, index, [eax, ebx, ecx, edx])| kvm_cpuid_entry2 {
+                function: *function,
+                index: *index,
+                eax: *eax,
+                ebx: *ebx,
+                ecx: *ecx,
+                edx: *edx,
+                ..Default::default()
+            })
+            .collect();
+        CpuFeatures { entries }
+    }
+
+    #[test]
+    fn a_missing_feature_is_named() {
+        let poor = features(&[(7, 0, [0, 0b0001, 0, 0])]);
+        let rich = features(&[(7, 0, [0, 0b1001, 0, 0])]);
+        assert_eq!(rich.cover(&poor.entries), Ok(()));
+        let refused = poor
+            .cover(&rich.entries)
+            .err()
+            .map(|e| (e.register, e.bits));
+        assert_eq!(refused, Some(("ebx", 0b1000)));
+    }
+
+    #[test]
+    fn every_vcpu_has_its_own_id() {
+        let features = features(&[(1, 0, [0; 4]), (0xb, 0, [0; 4]), (0xb, 1, [0; 4])]);
+        for index in 0..32 {
+            let told = features.for_vcpu(index, 32);
+            assert_eq!(told[0].ebx >> 24, u32::from(index));
+            assert_eq!(told[2].edx, u32::from(index));
+            assert_eq!((told[2].eax, told[2].ebx), (5, 32));
+            assert_eq!(features.cover(&told), Ok(()));
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! One KVM machine: memory slots, in-kernel interrupt controllers and timer, clock, dirty log.
+//!
+//! Slots are the regions of the guest's layout, in order. Everything a `Vm` points KVM at is owned by it.
+
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dwcp_memory::{DirtyBitmap, GuestMemory, MappedRegion};
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+use super::{CpuFeatures, KvmError, msrs};
+
+const API_VERSION: i32 = 12;
+/// Three pages that some CPUs need below 4 GiB, where there is no RAM.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// A machine without its vCPUs' threads.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+    memory: Arc<GuestMemory>,
+    features: CpuFeatures,
+    registers: Vec<u32>,
+    can_scale_tsc: bool,
+}
+
+/// What the machine as a whole has to remember.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    chips: [kvm_irqchip; 3],
+    pit: kvm_pit_state2,
+    clock: kvm_clock_data,
+    /// Wall clock when this was taken, nanoseconds since 1970.
+    taken_at_ns: u64,
+}
+
+impl Vm {
+    /// Makes a machine on `kvm` whose RAM is `memory`, with interrupt controllers and timer but no vCPU.
+    pub fn new(kvm: OwnedFd, memory: Arc<GuestMemory>) -> Result<Self, KvmError> {
+        // SAFETY: we own the descriptor; if it is not KVM, every ioctl on it fails.
+        let kvm = unsafe { <Kvm as std::os::fd::FromRawFd>::from_raw_fd(kvm.into_raw_fd()) };
+        let version = kvm.get_api_version();
+        if version != API_VERSION {
+            return Err(KvmError::Version(version));
+        }
+        for (capability, name) in [
+            (Cap::Irqchip, "interrupt controllers"),
+            (Cap::ImmediateExit, "immediate exits"),
+            (Cap::UserMemory, "memory slots"),
+            (Cap::Pit2, "a timer"),
+        ] {
+            if !kvm.check_extension(capability) {
+                return Err(KvmError::Missing(name));
+            }
+        }
+        let fd = kvm
+            .create_vm()
+            .map_err(KvmError::refused("create a machine"))?;
+        let features = CpuFeatures::of_host(&kvm)?;
+        let vm = Self {
+            fd,
+            memory,
+            features,
+            registers: msrs::to_save(&kvm)?,
+            can_scale_tsc: kvm.check_extension(Cap::TscControl),
+        };
+        vm.set_slots(0)?;
+        vm.fd
+            .set_tss_address(TSS_ADDRESS)
+            .map_err(KvmError::refused("reserve its pages"))?;
+        vm.fd
+            .create_irq_chip()
+            .map_err(KvmError::refused("create interrupt controllers"))?;
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        vm.fd
+            .create_pit2(pit)
+            .map_err(KvmError::refused("create a timer"))?;
+        Ok(vm)
+    }
+
+    /// The guest's RAM.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// What the host's CPU offers to guests.
+    pub fn features(&self) -> &CpuFeatures {
+        &self.features
+    }
+
+    /// The model-specific registers that make up a vCPU's state, in the order in which they are put back.
+    pub fn registers(&self) -> &[u32] {
+        &self.registers
+    }
+
+    /// Hides the register of hardware bugs from vCPUs if KVM offers it but lets nobody set it. `vcpu` is any one.
+    pub fn probe(&mut self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        if self.features.offers_arch_capabilities() {
+            let offered = msrs::read(vcpu, &[msrs::ARCH_CAPABILITIES])?;
+            let value = offered.first().map_or(0, |msr| msr.data);
+            if !msrs::try_write(vcpu, msrs::ARCH_CAPABILITIES, value)? {
+                self.features.hide_arch_capabilities();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a guest's time stamp counter can run at another speed than the host's.
+    pub fn can_scale_tsc(&self) -> bool {
+        self.can_scale_tsc
+    }
+
+    /// Adds vCPU `index`.
+    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
+        self.fd
+            .create_vcpu(index.into())
+            .map_err(KvmError::refused("create a vCPU"))
+    }
+
+    /// Begins to log which pages vCPUs write.
+    pub fn start_log(&self) -> Result<(), KvmError> {
+        self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
+    }
+
+    /// Ends the log.
+    pub fn stop_log(&self) -> Result<(), KvmError> {
+        self.set_slots(0)
+    }
+
+    /// Moves the log into `bitmap`.
+    pub fn harvest_log(&self, bitmap: &DirtyBitmap) -> Result<(), KvmError> {
+        for (slot, MappedRegion { region, .. }) in (0u32..).zip(self.memory.mapped_regions()) {
+            let log = self
+                .fd
+                .get_dirty_log(slot, region.bytes as usize)
+                .map_err(KvmError::refused("read its dirty log"))?;
+            bitmap
+                .or_from_log(region.offset.page(), &log)
+                .map_err(|_| KvmError::Missing("a dirty log of the right length"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the state of the parts that are not a vCPU. No vCPU may run meanwhile.
+    pub fn save(&self) -> Result<MachineState, KvmError> {
+        let mut chips = [kvm_irqchip::default(); 3];
+        let ids = [
+            KVM_IRQCHIP_PIC_MASTER,
+            KVM_IRQCHIP_PIC_SLAVE,
+            KVM_IRQCHIP_IOAPIC,
+        ];
+        for (chip, id) in chips.iter_mut().zip(ids) {
+            chip.chip_id = id;
+            self.fd
+                .get_irqchip(chip)
+                .map_err(KvmError::refused("read an interrupt controller"))?;
+        }
+        let pit = self
+            .fd
+            .get_pit2()
+            .map_err(KvmError::refused("read the timer"))?;
+        let mut clock = self
+            .fd
+            .get_clock()
+            .map_err(KvmError::refused("read the clock"))?;
+        // We advance it ourselves; the flags that were read would be refused when it is set.
+        clock.flags = 0;
+        Ok(MachineState {
+            chips,
+            pit,
+            clock,
+            taken_at_ns: wall_clock_ns(),
+        })
+    }
+
+    /// Puts a saved state in place, the clock advanced by the wall time since. Answers that time in nanoseconds.
+    pub fn load(&self, state: &MachineState) -> Result<u64, KvmError> {
+        for chip in &state.chips {
+            self.fd
+                .set_irqchip(chip)
+                .map_err(KvmError::refused("set an interrupt controller"))?;
+        }
+        self.fd
+            .set_pit2(&state.pit)
+            .map_err(KvmError::refused("set the timer"))?;
+        let passed_ns = wall_clock_ns().saturating_sub(state.taken_at_ns);
+        let clock = kvm_clock_data {
+            clock: state.clock.clock.saturating_add(passed_ns),
+            ..Default::default()
+        };
+        self.fd
+            .set_clock(&clock)
+            .map_err(KvmError::refused("set the clock"))?;
+        Ok(passed_ns)
+    }
+
+    fn set_slots(&self, flags: u32) -> Result<(), KvmError> {
+        for (slot, MappedRegion { region, host }) in (0u32..).zip(self.memory.mapped_regions()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags,
+                guest_phys_addr: region.start.0,
+                memory_size: region.bytes,
+                userspace_addr: host as u64,
+            };
+            // SAFETY: the range is a mapping that `self.memory` owns; fields drop in order, so it outlives the machine.
+            unsafe { self.fd.set_user_memory_region(slot) }
+                .map_err(KvmError::refused("map guest memory"))?;
+        }
+        Ok(())
+    }
+}
+
+/// One interrupt line of the machine.
+#[derive(Debug, Clone)]
+pub struct IrqLine {
+    vm: Arc<Vm>,
+    line: u32,
+}
+
+impl IrqLine {
+    /// Line `line` (global system interrupt) of `vm`.
+    pub fn new(vm: Arc<Vm>, line: u32) -> Self {
+        Self { vm, line }
+    }
+
+    /// Raises or lowers a level-triggered line.
+    pub fn set(&self, active: bool) -> std::io::Result<()> {
+        self.vm
+            .fd
+            .set_irq_line(self.line, active)
+            .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))
+    }
+
+    /// Gives an edge-triggered line one edge.
+    pub fn pulse(&self) -> std::io::Result<()> {
+        self.set(true)?;
+        self.set(false)
+    }
+}
+
+fn wall_clock_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
+}

@@ -1,0 +1,322 @@
+//! The machine: its parts put together, and the life that the protocol describes.
+//!
+//! A request that the phase does not allow is refused and changes nothing. No vCPU runs but in phase `Running`.
+
+mod transfer;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dwcp_jail::LastWords;
+use dwcp_memory::{DirtyBitmap, GuestMemory};
+
+use crate::boot::{self, BootError, Entry, Fresh};
+use crate::config::{Boot, VmConfig};
+use crate::devices::{ConsoleBuffer, Devices, Power, SERIAL_LINE, SerialPort};
+use crate::end::EndNotice;
+use crate::kvm::{IrqLine, KvmError, Vm};
+use crate::protocol::{Phase, Status};
+use crate::state::StateError;
+use crate::vcpu::{self, Shared, Vcpu, VcpuError};
+
+/// One virtual machine.
+#[derive(Debug)]
+pub struct Machine {
+    config: VmConfig,
+    vm: Arc<Vm>,
+    devices: Arc<Devices>,
+    vcpus: Vec<Vcpu>,
+    bitmap: DirtyBitmap,
+    console: Arc<ConsoleBuffer>,
+    end: Arc<EndNotice>,
+    pause: Arc<AtomicBool>,
+    phase: Phase,
+    is_tracking: bool,
+    epoch: u64,
+    tsc_khz: u32,
+}
+
+/// The descriptors that a machine is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// /dev/kvm.
+    pub kvm: OwnedFd,
+    /// Guest RAM.
+    pub memory: OwnedFd,
+    /// The shared dirty bitmap.
+    pub bitmap: OwnedFd,
+}
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Memory or bitmap.
+    #[error(transparent)]
+    Memory(#[from] dwcp_memory::MemoryError),
+    /// The memory's size.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// An event descriptor.
+    #[error("The process could not make an event")]
+    Event(#[from] std::io::Error),
+}
+
+/// Why a request was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// Not in this phase.
+    #[error("A VM that is {phase:?} cannot {action}")]
+    Phase {
+        /// The phase it is in.
+        phase: Phase,
+        /// What was asked.
+        action: &'static str,
+    },
+    /// An owner from the past.
+    #[error("Epoch {asked} is over: this VM has seen epoch {seen}")]
+    OldEpoch {
+        /// The epoch in the request.
+        asked: u64,
+        /// The highest seen.
+        seen: u64,
+    },
+    /// The guest ended while the request was being carried out.
+    #[error("The guest has ended")]
+    Ended,
+    /// No log is being kept.
+    #[error("Dirty pages are not being logged: ask to start it first")]
+    NotTracking,
+    /// A state that does not fit.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A state of another machine.
+    #[error("The device state is of a VM with {0}")]
+    OtherMachine(String),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The device state could not be handed over.
+    #[error("The device state could not be handed over")]
+    HandOver(#[from] std::io::Error),
+}
+
+impl Machine {
+    /// Builds the machine and starts the threads of its vCPUs; each gives up its system calls before this returns.
+    pub fn build(
+        config: VmConfig,
+        parts: Parts,
+        last_words: LastWords,
+    ) -> Result<Self, BuildError> {
+        let size = config.memory_size()?;
+        let memory = Arc::new(GuestMemory::map(parts.memory, size)?);
+        let bitmap = DirtyBitmap::map(parts.bitmap, size)?;
+        let mut vm = Vm::new(parts.kvm, memory)?;
+        let fds = (0..config.vcpus)
+            .map(|index| vm.create_vcpu(index))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut tsc_khz = 0;
+        if let Some(first) = fds.first() {
+            vm.probe(first)?;
+            tsc_khz = first.get_tsc_khz().unwrap_or(0);
+        }
+        let vm = Arc::new(vm);
+        let console = Arc::new(ConsoleBuffer::new()?);
+        let end = Arc::new(EndNotice::new()?);
+        let pause = Arc::new(AtomicBool::new(true));
+        let line = |number| IrqLine::new(Arc::clone(&vm), number);
+        let serial = SerialPort::new(line(SERIAL_LINE), Arc::clone(&console));
+        let devices = Devices::new(serial, Power::new(line(boot::SCI_LINE)));
+        vcpu::install_handler()?;
+        let shared = Shared {
+            vm: Arc::clone(&vm),
+            devices: Arc::clone(&devices),
+            end: Arc::clone(&end),
+            last_words,
+            pause: Arc::clone(&pause),
+        };
+        let vcpus = (0..)
+            .zip(fds)
+            .map(|(index, fd)| Vcpu::start(index, fd, shared.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        for vcpu in &vcpus {
+            vcpu.wait_confined()?;
+        }
+        Ok(Self {
+            config,
+            vm,
+            devices,
+            vcpus,
+            bitmap,
+            console,
+            end,
+            pause,
+            phase: Phase::Idle,
+            is_tracking: false,
+            epoch: 0,
+            tsc_khz,
+        })
+    }
+
+    /// Puts a kernel in place and readies the vCPUs to start it.
+    pub fn load_kernel(&mut self, kernel: File, initrd: Option<File>) -> Result<(), BuildError> {
+        let Boot::Fresh { cmdline, .. } = &self.config.boot else {
+            return Ok(());
+        };
+        let fresh = Fresh {
+            kernel,
+            initrd,
+            cmdline,
+            vcpus: self.config.vcpus,
+            tsc_khz: self.tsc_khz,
+        };
+        let entry: Entry = boot::load(fresh, self.vm.memory())?;
+        let mut entry = Some(entry);
+        for (index, vcpu) in (0..).zip(&self.vcpus) {
+            let cpuid = self.vm.features().for_vcpu(index, self.config.vcpus);
+            vcpu.prepare(cpuid, entry.take())?;
+        }
+        Ok(())
+    }
+
+    /// Serial output, and the event that tells of it.
+    pub fn console(&self) -> &Arc<ConsoleBuffer> {
+        &self.console
+    }
+
+    /// Where the end of the guest is told.
+    pub fn end(&self) -> &Arc<EndNotice> {
+        &self.end
+    }
+
+    /// The serial port, for input.
+    pub fn serial(&self) -> &SerialPort {
+        &self.devices.serial
+    }
+
+    /// How it is.
+    pub fn status(&self) -> Status {
+        Status {
+            phase: self.phase,
+            epoch: self.epoch,
+            vcpus: self.config.vcpus,
+            memory_bytes: self.config.memory_bytes,
+            exits: self.vcpus.iter().map(Vcpu::exits).collect(),
+            serial_bytes: self.console.written(),
+        }
+    }
+
+    /// Lets the vCPUs run for the first time.
+    pub fn run(&mut self, epoch: u64) -> Result<(), RequestError> {
+        let may_run = match self.config.boot {
+            Boot::Fresh { .. } => self.phase == Phase::Idle,
+            Boot::Incoming => self.phase == Phase::Loaded,
+        };
+        if !may_run {
+            return Err(self.refuse("be run"));
+        }
+        self.start(epoch)
+    }
+
+    /// Lets paused vCPUs go on.
+    pub fn resume(&mut self, epoch: u64) -> Result<(), RequestError> {
+        if self.phase != Phase::Paused {
+            return Err(self.refuse("be resumed"));
+        }
+        self.start(epoch)
+    }
+
+    /// Stops all vCPUs; none runs when this returns.
+    pub fn pause(&mut self) -> Result<(), RequestError> {
+        if self.phase != Phase::Running {
+            return Err(self.refuse("be paused"));
+        }
+        self.pause.store(true, Ordering::SeqCst);
+        self.vcpus.iter().for_each(Vcpu::kick);
+        for vcpu in &self.vcpus {
+            vcpu.wait_standing()?;
+        }
+        self.phase = Phase::Paused;
+        match self.end.get() {
+            Some(_) => Err(RequestError::Ended),
+            None => Ok(()),
+        }
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&mut self) -> Result<(), RequestError> {
+        match self.phase {
+            Phase::Running | Phase::Paused => {
+                self.devices.power.press_button();
+                Ok(())
+            }
+            Phase::Idle | Phase::Loaded => Err(self.refuse("see its power button pressed")),
+        }
+    }
+
+    /// Begins to log which pages change.
+    pub fn dirty_start(&mut self) -> Result<(), RequestError> {
+        // Starting anew forgets what was logged before, in KVM too.
+        self.dirty_stop()?;
+        self.vm.memory().start_tracking();
+        self.vm.start_log()?;
+        self.is_tracking = true;
+        Ok(())
+    }
+
+    /// Adds what changed to the shared bitmap; answers how many bits are set in it.
+    pub fn dirty_harvest(&mut self) -> Result<u64, RequestError> {
+        if !self.is_tracking {
+            return Err(RequestError::NotTracking);
+        }
+        self.vm.harvest_log(&self.bitmap)?;
+        self.vm.memory().drain_log(&self.bitmap);
+        Ok(self.bitmap.count())
+    }
+
+    /// Ends the log.
+    pub fn dirty_stop(&mut self) -> Result<(), RequestError> {
+        if self.is_tracking {
+            self.is_tracking = false;
+            self.vm.memory().stop_tracking();
+            self.vm.stop_log()?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, epoch: u64) -> Result<(), RequestError> {
+        if epoch < self.epoch {
+            return Err(RequestError::OldEpoch {
+                asked: epoch,
+                seen: self.epoch,
+            });
+        }
+        self.epoch = epoch;
+        self.pause.store(false, Ordering::SeqCst);
+        for vcpu in &self.vcpus {
+            vcpu.run()?;
+        }
+        self.phase = Phase::Running;
+        Ok(())
+    }
+
+    fn refuse(&self, action: &'static str) -> RequestError {
+        RequestError::Phase {
+            phase: self.phase,
+            action,
+        }
+    }
+}

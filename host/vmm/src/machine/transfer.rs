@@ -1,0 +1,80 @@
+//! Saving the machine, and loading what another one saved.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Boot, Machine, Phase, RequestError};
+use crate::devices::{PowerState, SerialRegisters};
+use crate::kvm::{MachineState, VcpuState};
+use crate::state::{StateReader, StateWriter};
+
+const MACHINE_VERSION: u32 = 1;
+const KVM_VERSION: u32 = 1;
+const VCPU_VERSION: u32 = 1;
+const SERIAL_VERSION: u32 = 1;
+const POWER_VERSION: u32 = 1;
+
+/// What must be the same on both sides.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Shape {
+    vcpus: u8,
+    memory_bytes: u64,
+}
+
+impl Machine {
+    /// The device state of the paused machine.
+    pub fn save(&mut self) -> Result<Vec<u8>, RequestError> {
+        if self.phase != Phase::Paused {
+            return Err(self.refuse("be saved"));
+        }
+        let mut state = StateWriter::new();
+        state.put("machine", MACHINE_VERSION, &self.shape())?;
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            state.put(&format!("vcpu.{index}"), VCPU_VERSION, &vcpu.save()?)?;
+        }
+        state.put("kvm", KVM_VERSION, &self.vm.save()?)?;
+        state.put("serial", SERIAL_VERSION, &self.devices.serial.save())?;
+        state.put("power", POWER_VERSION, &self.devices.power.save())?;
+        Ok(state.finish())
+    }
+
+    /// Takes a device state into a machine that was started as incoming. What was loaded in part when this fails
+    /// is never run.
+    pub fn load(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
+        if self.config.boot != Boot::Incoming || self.phase != Phase::Idle {
+            return Err(self.refuse("take a device state"));
+        }
+        let mut state = StateReader::new(bytes)?;
+        let shape: Shape = state.take("machine", MACHINE_VERSION)?;
+        if shape != self.shape() {
+            return Err(RequestError::OtherMachine(format!(
+                "{} vCPUs and {} bytes of memory",
+                shape.vcpus, shape.memory_bytes
+            )));
+        }
+        let vcpus = (0..self.vcpus.len())
+            .map(|index| state.take(&format!("vcpu.{index}"), VCPU_VERSION))
+            .collect::<Result<Vec<Box<VcpuState>>, _>>()?;
+        let kvm: MachineState = state.take("kvm", KVM_VERSION)?;
+        let serial: SerialRegisters = state.take("serial", SERIAL_VERSION)?;
+        let power: PowerState = state.take("power", POWER_VERSION)?;
+        state.finish()?;
+
+        let passed_ns = self.vm.load(&kvm)?;
+        for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
+            vcpu.load(state, passed_ns)?;
+        }
+        if !self.devices.serial.load(serial) {
+            return Err(crate::state::StateError::Damaged.into());
+        }
+        self.devices.power.load(power);
+        self.phase = Phase::Loaded;
+        Ok(())
+    }
+
+    fn shape(&self) -> Shape {
+        Shape {
+            vcpus: self.config.vcpus,
+            memory_bytes: self.config.memory_bytes,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The program: from inherited descriptors to last words.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+
+use dwcp_jail::{Inheritance, Kind, inherit};
+
+use crate::config::{Boot, ConfigError, VmConfig};
+use crate::end::GuestEnd;
+use crate::filters;
+use crate::machine::{BuildError, Machine, Parts};
+use crate::server::{SerialLog, Server};
+
+/// Exit code of a process that could not run its guest.
+const FAILED: u8 = 1;
+
+/// Why the process could not begin to serve.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("Descriptor {number}, {name}, is missing: this program is started by dwcp-launch")]
+    Missing { number: usize, name: &'static str },
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Confine(#[from] dwcp_jail::ConfineError),
+}
+
+/// Runs the VM that the launcher described, to its end.
+pub fn run() -> ExitCode {
+    let inheritance = match inherit() {
+        Ok(inheritance) => inheritance,
+        Err(error) => {
+            eprintln!("{}", sentence(&error));
+            return ExitCode::from(FAILED);
+        }
+    };
+    let last_words = inheritance.last_words;
+    let end = match start(inheritance) {
+        Ok(server) => server.serve(),
+        Err(error) => GuestEnd::Failed(sentence(&error)),
+    };
+    let (kind, text) = end.last_words();
+    last_words.say(kind, text);
+    if kind == Kind::Error {
+        eprintln!("{text}");
+    }
+    // Neither vCPU threads nor memory are worth tearing down one by one.
+    let code = if end.is_orderly() { 0 } else { FAILED.into() };
+    std::process::exit(code)
+}
+
+fn start(inheritance: Inheritance) -> Result<Server, StartError> {
+    let config = VmConfig::parse(&inheritance.configuration)?;
+    let mut given = Given {
+        rest: inheritance.descriptors.into_iter(),
+        number: dwcp_jail::DESCRIPTORS_FD as usize,
+    };
+    let kvm = given.next("/dev/kvm")?;
+    // For post-copy, which this program does not serve yet.
+    drop(given.next("/dev/userfaultfd")?);
+    let parts = Parts {
+        kvm,
+        memory: given.next("the guest's memory")?,
+        bitmap: given.next("the dirty bitmap")?,
+    };
+    let listener = UnixListener::from(given.next("the control socket")?);
+    let log = SerialLog::new(File::from(given.next("the serial log")?));
+    let files = match &config.boot {
+        Boot::Fresh { initrd, .. } => {
+            let kernel = File::from(given.next("the kernel")?);
+            let initrd = initrd.then(|| given.next("the initrd")).transpose()?;
+            Some((kernel, initrd.map(File::from)))
+        }
+        Boot::Incoming => None,
+    };
+    let mut machine = Machine::build(config, parts, inheritance.last_words)?;
+    // From here on what is read was made by somebody else.
+    filters::confine_event_loop(inheritance.last_words)?;
+    if let Some((kernel, initrd)) = files {
+        machine.load_kernel(kernel, initrd)?;
+    }
+    Ok(Server::new(machine, listener, log))
+}
+
+/// The inherited descriptors, taken in order.
+struct Given {
+    rest: std::vec::IntoIter<OwnedFd>,
+    number: usize,
+}
+
+impl Given {
+    fn next(&mut self, name: &'static str) -> Result<OwnedFd, StartError> {
+        let number = self.number;
+        self.number += 1;
+        self.rest.next().ok_or(StartError::Missing { number, name })
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
