@@ -55,13 +55,18 @@ impl Launcher {
     }
 
     pub fn start_with(arguments: &[&str]) -> Self {
+        Self::start_with_mover(arguments, None)
+    }
+
+    /// With another program than the stand-in for movers.
+    pub fn start_with_mover(arguments: &[&str], mover: Option<&str>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let stand_in = env!("CARGO_BIN_EXE_dwcp-launch-stand-in");
         let mut process = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"))
             .arg("--socket")
             .arg(directory.path().join("launch.sock"))
-            .args(["--vmm", stand_in, "--mover", stand_in])
+            .args(["--vmm", stand_in, "--mover", mover.unwrap_or(stand_in)])
             .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
@@ -95,6 +100,14 @@ impl Launcher {
 
     pub fn client(&self) -> Client {
         Client::connect(&self.socket()).unwrap()
+    }
+
+    /// Whether the launcher has closed the other end of this socket.
+    pub fn has_dropped(&self, socket: &UnixStream) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO).unwrap();
+        fds[0].revents().unwrap().contains(PollFlags::POLLHUP)
     }
 
     /// Its open descriptors.

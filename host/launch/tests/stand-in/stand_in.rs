@@ -63,7 +63,7 @@ fn obey(order: &str, last_words: dwcp_jail::LastWords, descriptors: &[OwnedFd]) 
         ["confine"] => {
             let mut rules = runtime_rules();
             rules.extend(
-                [libc::SYS_read, libc::SYS_recvfrom, libc::SYS_write].map(dwcp_jail::allow),
+                [libc::SYS_read, libc::SYS_recvfrom, libc::SYS_sendto].map(dwcp_jail::allow),
             );
             return json!(confine(last_words, &rules, Scope::AllThreads).is_ok());
         }
