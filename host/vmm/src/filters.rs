@@ -36,7 +36,7 @@ mod ioctl {
     use kvm_bindings as kvm;
 
     /// What a vCPU's thread asks of KVM.
-    pub const VCPU: [u32; 26] = [
+    pub const VCPU: [u32; 25] = [
         none(0x80), // run
         from_kernel::<kvm::kvm_regs>(0x81),
         to_kernel::<kvm::kvm_regs>(0x82),
@@ -47,7 +47,6 @@ mod ioctl {
         from_kernel::<kvm::kvm_lapic_state>(0x8e),
         to_kernel::<kvm::kvm_lapic_state>(0x8f),
         to_kernel::<kvm::kvm_cpuid2>(0x90),
-        both::<kvm::kvm_cpuid2>(0x91),
         from_kernel::<kvm::kvm_mp_state>(0x98),
         to_kernel::<kvm::kvm_mp_state>(0x99),
         from_kernel::<kvm::kvm_vcpu_events>(0x9f),

@@ -72,7 +72,7 @@ start64:
     pushq $ring3_main
     iretq
 
-# 32 exceptions, each 16 bytes apart, and one gate for ring 3 to ask for a triple fault.
+# 32 exceptions, each 16 bytes apart.
 .align 16
 isr0:
 .set vector, 0
@@ -82,10 +82,6 @@ isr0:
     jmp isr_common
 .set vector, vector + 1
 .endr
-.align 16
-isr_triple_fault:
-    lidt no_idt_pointer
-    ud2
 isr_common:                         # vector, then error code or rip: trap(vector, word0, word1, cr2) in ring 3
     pop %rdi
     pop %rsi
@@ -112,7 +108,7 @@ pd:                                 # 4 GiB, identity, 2 MiB pages, user and wri
     .quad page * 0x200000 + 0x87
 .set page, page + 1
 .endr
-idt:
+idt:                                # interrupt gates
 .set vector, 0
 .rept 32
     .word isr0 - 0x200000 + vector * 16
@@ -120,15 +116,9 @@ idt:
     .quad 0
 .set vector, vector + 1
 .endr
-    .word isr_triple_fault - 0x200000
-    .word 0x08, 0xee00, 0x20        # callable from ring 3
-    .quad 0
 idt_pointer:
-    .word 33 * 16 - 1
+    .word 32 * 16 - 1
     .quad idt
-no_idt_pointer:
-    .word 0
-    .quad 0
 .align 8
 gdt:
     .quad 0
@@ -141,7 +131,7 @@ gdt:
 gdt_pointer:
     .word 55
     .long gdt
-.globl start_info
+.globl start_info, idt
 .align 8
 start_info:
     .quad 0
@@ -162,6 +152,7 @@ ring3_stack_top:
 
 unsafe extern "C" {
     static start_info: u64;
+    static mut idt: [[u64; 2]; 32];
 }
 
 /// Physical address of the PVH start info.
@@ -170,8 +161,11 @@ pub fn start_info_address() -> u64 {
     unsafe { start_info }
 }
 
-/// Makes the CPU shut down: an exception with no table to handle it.
+/// Makes the CPU shut down: an exception when no table is left to handle it.
 pub fn triple_fault() -> ! {
-    // SAFETY: gate 32 exists and does not return.
-    unsafe { core::arch::asm!("int 32", options(noreturn)) }
+    // SAFETY: nothing refers to the table but the CPU, and nothing runs after this.
+    unsafe {
+        (&raw mut idt).write_volatile([[0; 2]; 32]);
+        core::arch::asm!("ud2", options(noreturn))
+    }
 }

@@ -8,7 +8,10 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::KvmError;
 
+/// Leaf 7, edx.
 const ARCH_CAPABILITIES: u32 = 1 << 29;
+/// Leaf 1, edx.
+const SEVERAL_PROCESSORS: u32 = 1 << 28;
 
 /// The features that KVM on this host can give to a guest.
 #[derive(Debug, Clone)]
@@ -81,7 +84,7 @@ impl CpuFeatures {
                 1 => {
                     entry.ebx = entry.ebx & 0xffff | cores << 16 | id << 24;
                     if cores > 1 {
-                        entry.edx |= 1 << 28; // several logical processors
+                        entry.edx |= SEVERAL_PROCESSORS;
                     }
                 }
                 4 => {
@@ -124,10 +127,9 @@ impl CpuFeatures {
             let same = |entry: &&kvm_cpuid_entry2| (entry.function, entry.index) == (leaf, subleaf);
             let here = self.entries.iter().find(same);
             let here = here.map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]);
-            // Set by us or by the guest's own doing: several processors, an operating system that uses XSAVE or keys.
+            // That there are several processors is our doing.
             let ours = match (leaf, subleaf) {
-                (1, 0) => [0, 0, 1 << 27, 1 << 28],
-                (7, 0) => [0, 0, 1 << 4, 0],
+                (1, 0) => [0, 0, 0, SEVERAL_PROCESSORS],
                 _ => [0; 4],
             };
             let told = [told.eax, told.ebx, told.ecx, told.edx];

@@ -32,13 +32,11 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads the state. The vCPU must not be in the middle of an exit.
-    pub fn save(vcpu: &VcpuFd, vm: &Vm) -> Result<Self, KvmError> {
-        let cpuid = vcpu
-            .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(KvmError::refused("read CPUID"))?;
+    /// Reads the state. The vCPU must not be in the middle of an exit. `cpuid` is what it was told when it was made:
+    /// what KVM answers later holds the guest's own settings too, and on some KVMs the bare CPU's.
+    pub fn save(vcpu: &VcpuFd, vm: &Vm, cpuid: &[kvm_cpuid_entry2]) -> Result<Self, KvmError> {
         Ok(Self {
-            cpuid: cpuid.as_slice().to_vec(),
+            cpuid: cpuid.to_vec(),
             tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
             mp_state: vcpu
                 .get_mp_state()
@@ -68,6 +66,11 @@ impl VcpuState {
                 .get_vcpu_events()
                 .map_err(KvmError::refused("read pending events"))?,
         })
+    }
+
+    /// What the vCPU was told of its CPU.
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
     }
 
     /// Puts the state in place, its time stamp counter advanced by `passed_ns`.

@@ -4,25 +4,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_cpuid_entry2};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::{Answer, Command, Shared, kick};
-use crate::boot;
+use crate::boot::{self, Entry};
 use crate::end::GuestEnd;
 use crate::filters;
-use crate::kvm::{self, VcpuState};
+use crate::kvm::{self, KvmError, VcpuState};
 
 /// The vCPU and what it reaches.
 pub struct Runner {
     fd: VcpuFd,
+    cpuid: Vec<kvm_cpuid_entry2>,
     shared: Shared,
     exits: Arc<AtomicU64>,
 }
 
 impl Runner {
     pub fn new(fd: VcpuFd, shared: Shared, exits: Arc<AtomicU64>) -> Self {
-        Self { fd, shared, exits }
+        Self {
+            fd,
+            cpuid: Vec::new(),
+            shared,
+            exits,
+        }
     }
 
     /// The life of the thread: it ends when the event loop does.
@@ -35,16 +41,11 @@ impl Runner {
         while told {
             let Ok(command) = orders.recv() else { break };
             let answer = match command {
-                Command::Prepare(cpuid, entry) => Answer::Did(
-                    kvm::set_cpuid(&self.fd, &cpuid)
-                        .and_then(|()| boot::prepare_vcpu(&self.fd, entry)),
+                Command::Prepare(cpuid, entry) => Answer::Did(self.prepare(cpuid, entry)),
+                Command::Load(state, passed_ns) => Answer::Did(self.load(&state, passed_ns)),
+                Command::Save => Answer::Saved(
+                    VcpuState::save(&self.fd, &self.shared.vm, &self.cpuid).map(Box::new),
                 ),
-                Command::Load(state, passed_ns) => {
-                    Answer::Did(state.load(&self.fd, &self.shared.vm, passed_ns))
-                }
-                Command::Save => {
-                    Answer::Saved(VcpuState::save(&self.fd, &self.shared.vm).map(Box::new))
-                }
                 Command::Run => {
                     self.run();
                     Answer::Stands
@@ -53,6 +54,22 @@ impl Runner {
             told = answers.send(answer).is_ok();
         }
         kick::release();
+    }
+
+    fn prepare(
+        &mut self,
+        cpuid: Vec<kvm_cpuid_entry2>,
+        entry: Option<Entry>,
+    ) -> Result<(), KvmError> {
+        kvm::set_cpuid(&self.fd, &cpuid)?;
+        self.cpuid = cpuid;
+        boot::prepare_vcpu(&self.fd, entry)
+    }
+
+    fn load(&mut self, state: &VcpuState, passed_ns: u64) -> Result<(), KvmError> {
+        state.load(&self.fd, &self.shared.vm, passed_ns)?;
+        self.cpuid = state.cpuid().to_vec();
+        Ok(())
     }
 
     /// Runs the guest until the pause flag is set or the guest ends; then no exit is half done.
