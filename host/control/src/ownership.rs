@@ -133,6 +133,15 @@ impl Ownership {
         }
     }
 
+    /// Source: takes it back before any commit for `next` was sent. Whoever calls this must know that of its own
+    /// knowledge: after a restart nobody does, and the destination must be asked.
+    pub fn withdraw(&self) -> Result<Self, Forbidden> {
+        match self {
+            Self::Given { next, .. } => Ok(Self::Owned { epoch: next + 1 }),
+            held => Err(forbid("withdrawn", Some(held))),
+        }
+    }
+
     /// Destination: the epoch to expect a machine under, which the source owns under `epoch`.
     pub fn next_epoch(held: Option<&Self>, epoch: u64) -> u64 {
         held.map_or(0, Self::epoch).max(epoch) + 1

@@ -59,7 +59,7 @@ impl World {
         }
     }
 
-    fn commit(&mut self, from: usize) {
+    fn commit(&mut self, from: usize, withdraw: bool) {
         // Only for the migration that the destination expects now: the source has its acceptance.
         let Some(Ownership::Expecting {
             next, migration, ..
@@ -74,6 +74,10 @@ impl World {
         let given = held
             .give(next, Self::name(1 - from), migration.clone())
             .unwrap();
+        if withdraw {
+            self.held[from] = Some(given.withdraw().unwrap());
+            return;
+        }
         self.held[from] = Some(given);
         let message = Message::Commit {
             epoch: next,
@@ -150,7 +154,7 @@ proptest! {
             let before: Vec<u64> = world.held.iter().map(|o| o.as_ref().map_or(0, Ownership::epoch)).collect();
             match what {
                 0 => world.offer(host),
-                1 => world.commit(host),
+                1 => world.commit(host, at == 0),
                 2 => world.ask(host),
                 3 => world.deliver(at, true, false),
                 4 => world.deliver(at, false, true),

@@ -1,0 +1,112 @@
+//! What this machine can hold, what it holds, and which processor features a guest may rely on.
+
+use dwcp_api::service::Answer;
+use dwcp_control::records::{Capacity, Vm, VmPhase};
+
+use crate::config::NodeConfig;
+use crate::errors::{impossible, internal};
+
+/// Memory that is never promised to machines, bytes.
+const RESERVE_BYTES: u64 = 512 << 20;
+
+/// What this machine can hold, with nothing in it.
+pub(crate) fn total(config: &NodeConfig) -> Capacity {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let memory_bytes = config
+        .memory_bytes
+        .unwrap_or_else(|| memory_total().saturating_sub(RESERVE_BYTES));
+    Capacity {
+        cpus,
+        memory_bytes,
+        ..Capacity::default()
+    }
+}
+
+/// Adds what the machines here were promised. One that moved away, or does not run, holds nothing.
+pub(crate) fn with(mut capacity: Capacity, vms: &[Vm]) -> Capacity {
+    for vm in vms.iter().filter(|vm| holds(vm)) {
+        capacity.vms += 1;
+        capacity.vcpus_used += u32::from(vm.spec.vcpus);
+        capacity.memory_used_bytes += vm.spec.memory_bytes;
+    }
+    capacity
+}
+
+fn holds(vm: &Vm) -> bool {
+    !matches!(
+        vm.phase,
+        VmPhase::Moved | VmPhase::Stopped | VmPhase::Crashed
+    )
+}
+
+/// Whether a machine of this size fits.
+pub(crate) fn check(capacity: &Capacity, config: &NodeConfig, vcpus: u8, memory: u64) -> Answer<()> {
+    let free = capacity
+        .memory_bytes
+        .saturating_sub(capacity.memory_used_bytes);
+    if memory > free {
+        return Err(impossible(format!(
+            "{} has {} MiB of memory left for machines, and this one needs {} MiB",
+            config.name,
+            free >> 20,
+            memory >> 20
+        )));
+    }
+    let limit = capacity.cpus * config.vcpus_per_cpu;
+    if capacity.vcpus_used + u32::from(vcpus) > limit {
+        return Err(impossible(format!(
+            "{} has promised {} of {limit} virtual CPUs, and this machine needs {vcpus}",
+            config.name, capacity.vcpus_used
+        )));
+    }
+    Ok(())
+}
+
+fn memory_total() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        .map_or(0, |kib| kib << 10)
+}
+
+/// Names of the features that the kernel shows of this processor: what a guest that runs here may have found.
+pub(crate) fn cpu_features() -> Answer<Vec<String>> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").map_err(internal)?;
+    let mut flags: Vec<String> = text
+        .lines()
+        .find_map(|line| line.strip_prefix("flags"))
+        .and_then(|rest| rest.split_once(':'))
+        .map(|(_, flags)| flags.split_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default();
+    flags.sort();
+    Ok(flags)
+}
+
+/// Features of `theirs` that `ours` lacks: a guest that found them there could break here.
+pub(crate) fn missing(theirs: &[String], ours: &[String]) -> Vec<String> {
+    theirs
+        .iter()
+        .filter(|f| !ours.contains(f))
+        .cloned()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lacking_features_are_named() {
+        let own = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let ours = own(&["avx", "sse2"]);
+        assert!(missing(&own(&["sse2"]), &ours).is_empty());
+        assert_eq!(missing(&own(&["avx512f", "sse2"]), &ours), ["avx512f"]);
+    }
+
+    #[test]
+    fn this_machine_has_memory_and_features() {
+        assert!(memory_total() > 0);
+        assert!(cpu_features().is_ok_and(|f| !f.is_empty()));
+    }
+}

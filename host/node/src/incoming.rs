@@ -1,0 +1,400 @@
+//! Receiving a machine: everything that could refuse it is settled first; it runs here only when all of it is here, the
+//! commit has come, and "owned" is durable. See [`crate::outgoing`] for the exchange.
+//!
+//! A session that ends before that is a refusal: it is made durable, so that the source, when it asks, may run the
+//! machine again.
+
+use std::sync::Arc;
+
+use dwcp_api::Fault;
+use dwcp_api::service::Answer;
+use dwcp_control::ownership::{Outcome, Ownership};
+use dwcp_control::records::{Migration, MigrationPhase, Side, Vm, VmPhase};
+use dwcp_migrate::protocol::{Bytes, Event, MoverConfig};
+use dwcp_store::Txn;
+use dwcp_vmm::config::Boot;
+use dwcp_wire::tls::Fingerprint;
+use futures::StreamExt;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use crate::capacity;
+use crate::errors::{chain, conflict, impossible, internal, record, unavailable};
+use crate::images::IMAGE_BYTES_MAX;
+use crate::node::Node;
+use crate::outgoing::{begin, save};
+use crate::peers::refused;
+use crate::protocol::{Ask, Offer, Reply, SessionError, receive, send};
+use crate::state::{Peer, VmKey, now_ms, object};
+use crate::steps::step;
+use crate::transfer::{IDLE_MS, Mover};
+
+/// A machine that is being received.
+struct Incoming {
+    node: Arc<Node>,
+    vm: Vm,
+    offer: Offer,
+    migration: Migration,
+    /// Certificate and key made for this transfer.
+    identity: (Vec<u8>, Vec<u8>),
+    mover: Option<Mover>,
+}
+
+/// Serves the session on which a machine was offered, to its end.
+pub(crate) async fn serve(
+    node: &Arc<Node>,
+    peer: &Peer,
+    offer: Offer,
+    mut stream: TlsStream<TcpStream>,
+) -> Result<(), SessionError> {
+    let mut incoming = match Incoming::accept(node, peer, offer).await {
+        Ok(incoming) => incoming,
+        Err(fault) => return send(&mut stream, &refused(&fault)).await,
+    };
+    let result = incoming.receive(&mut stream).await;
+    if let Some(mover) = incoming.mover.take() {
+        mover.end(node).await;
+    }
+    match result {
+        Ok(()) => Ok(()),
+        Err(fault) => {
+            let outcome = incoming.give_up(&fault).await;
+            // The source learns it now if it still listens, and when it asks otherwise.
+            let reply = match outcome {
+                Some(outcome) => Reply::Outcome {
+                    epoch: incoming.migration.epoch,
+                    outcome,
+                },
+                None => refused(&fault),
+            };
+            send(&mut stream, &reply).await
+        }
+    }
+}
+
+impl Incoming {
+    /// Asks everything that could refuse, then agrees durably.
+    async fn accept(node: &Arc<Node>, peer: &Peer, offer: Offer) -> Answer<Self> {
+        let mut vm = offer.vm.clone();
+        crate::vms::check(&vm.spec)?;
+        if !(1..=dwcp_migrate::protocol::STREAMS_MAX).contains(&offer.streams) {
+            return Err(crate::errors::invalid("A transfer has 1 to 64 streams"));
+        }
+        let lacking = capacity::missing(&offer.cpu_features, &capacity::cpu_features()?);
+        if !lacking.is_empty() {
+            return Err(impossible(format!(
+                "The processor here lacks what the guest may have found there: {}",
+                lacking.join(", ")
+            )));
+        }
+        node.policies.check_receive(&vm, peer).await?;
+        let held = node.ownership(&vm.id).await?;
+        let epoch = Ownership::next_epoch(held.as_ref(), offer.epoch);
+        let expecting =
+            Ownership::expect(held.as_ref(), epoch, peer.name.clone(), offer.migration.clone())
+                .map_err(crate::errors::forbidden)?;
+        vm.phase = VmPhase::Incoming;
+        vm.reason = format!("it comes from {}", peer.name);
+        vm.host = node.config.name.clone();
+        vm.epoch = epoch;
+        vm.started_ms = 0;
+        promise(node, &vm, &expecting).await?;
+        let migration = begin(
+            offer.migration.clone(),
+            &vm,
+            peer.name.clone(),
+            node.config.name.clone(),
+            Side::Destination,
+            epoch,
+        );
+        save(node, &migration).await?;
+        let identity = crate::identity::transfer_identity().map_err(internal)?;
+        step("destination.accepted").await;
+        Ok(Self {
+            node: node.clone(),
+            vm,
+            offer,
+            migration,
+            identity,
+            mover: None,
+        })
+    }
+
+    async fn receive(&mut self, stream: &mut TlsStream<TcpStream>) -> Answer<()> {
+        let accepted = Reply::Accepted {
+            epoch: self.migration.epoch,
+            certificate_sha256: Fingerprint::of(&self.identity.0).to_string(),
+            missing: self.missing(),
+        };
+        send(stream, &accepted).await.map_err(broken)?;
+        loop {
+            match receive(stream).await.map_err(broken)? {
+                Ask::Image {
+                    digest,
+                    label,
+                    size_bytes,
+                } => self.image(stream, &digest, &label, size_bytes).await?,
+                Ask::Prepare => break,
+                Ask::Abort { reason } => return Err(unavailable(reason)),
+                _ => return Err(broken(SessionError::Unexpected)),
+            }
+        }
+        self.prepare().await?;
+        step("destination.prepared").await;
+        send(stream, &Reply::Done).await.map_err(broken)?;
+        self.until_taken(stream).await
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let images = std::iter::once(&self.vm.spec.kernel).chain(&self.vm.spec.initrd);
+        images
+            .filter(|digest| !self.node.images.has(digest))
+            .cloned()
+            .collect()
+    }
+
+    async fn image(
+        &self,
+        stream: &mut TlsStream<TcpStream>,
+        digest: &str,
+        label: &str,
+        size_bytes: u64,
+    ) -> Answer<()> {
+        if !self.missing().iter().any(|wanted| wanted == digest) || size_bytes > IMAGE_BYTES_MAX {
+            return Err(broken(SessionError::Unexpected));
+        }
+        // The content is read through a channel, so that storing it does not borrow the session.
+        let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<bytes::Bytes>>(4);
+        let content = Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver).fuse());
+        let reading = async {
+            let mut left = size_bytes;
+            let mut piece = vec![0; 256 << 10];
+            while left > 0 {
+                let want = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+                let got = stream.read(&mut piece[..want]).await?;
+                if got == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+                left -= got as u64;
+                let piece = bytes::Bytes::copy_from_slice(&piece[..got]);
+                if sender.send(Ok(piece)).await.is_err() {
+                    return Err(std::io::Error::other("the content was refused"));
+                }
+            }
+            drop(sender);
+            Ok(())
+        };
+        let storing = self.node.images.put(label, Some(digest), content);
+        let (read, stored) = tokio::join!(reading, storing);
+        let image = stored?;
+        read.map_err(|error: std::io::Error| broken(error.into()))?;
+        self.node
+            .records
+            .images
+            .put(digest, &image)
+            .await
+            .map_err(record)?;
+        send(stream, &Reply::Done).await.map_err(broken)
+    }
+
+    /// Makes the process that waits for the machine, and the mover that fills its memory.
+    async fn prepare(&mut self) -> Answer<()> {
+        self.node
+            .spawn_vmm(&self.vm, Boot::Incoming, Vec::new())
+            .await?;
+        let config = MoverConfig {
+            transfer: self.offer.transfer,
+            side: dwcp_migrate::protocol::Side::Destination,
+            memory_bytes: self.vm.spec.memory_bytes,
+            certificate: Bytes(self.identity.0.clone()),
+            key: Bytes(self.identity.1.clone()),
+            peer_sha256: self.offer.certificate_sha256.parse().map_err(internal)?,
+            streams: self.offer.streams,
+            idle_timeout_ms: IDLE_MS,
+        };
+        let mover = Mover::start(&self.node, &self.migration.id, &self.vm.id, config).await?;
+        self.mover = Some(mover);
+        self.migration.phase = MigrationPhase::Copying;
+        save(&self.node, &self.migration).await
+    }
+
+    /// Waits for the last of the data and for the commit, in whichever order they come, and takes the machine.
+    async fn until_taken(&mut self, stream: &mut TlsStream<TcpStream>) -> Answer<()> {
+        let (mut loaded, mut committed) = (false, false);
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        // Read in a task's place: a message half read must not be dropped when the mover speaks first.
+        let commit = receive::<Ask>(&mut reader);
+        tokio::pin!(commit);
+        while !(loaded && committed) {
+            let Some(mover) = self.mover.as_mut() else {
+                return Err(unavailable("The mover is gone"));
+            };
+            tokio::select! {
+                said = &mut commit, if !committed => match said.map_err(broken)? {
+                    Ask::Commit { epoch } if epoch == self.migration.epoch => {
+                        committed = true;
+                        step("destination.committed").await;
+                    }
+                    Ask::Abort { reason } => return Err(unavailable(reason)),
+                    _ => return Err(broken(SessionError::Unexpected)),
+                },
+                said = mover.next(), if !loaded => match said? {
+                    (Event::Progress(progress), _) => {
+                        let shown = &mut self.migration.progress;
+                        shown.pages_sent = progress.pages_sent;
+                        shown.pages_total = progress.pages_total;
+                        shown.wire_bytes = progress.wire_bytes;
+                        shown.rate_bytes_per_s = progress.rate_bytes_per_s as f64;
+                    }
+                    (Event::Complete(complete), Some(state)) => {
+                        self.migration.progress.wire_bytes = complete.wire_bytes;
+                        step("destination.complete").await;
+                        self.node
+                            .vmm(&self.vm.id, move |vmm| {
+                                use std::os::fd::AsFd;
+                                vmm.load(state.as_fd())
+                            })
+                            .await?;
+                        loaded = true;
+                    }
+                    (other, _) => return Err(unavailable(format!("The mover said {other:?}"))),
+                },
+            }
+        }
+        self.take().await?;
+        let took = Reply::Took {
+            epoch: self.migration.epoch,
+        };
+        // A source that does not hear this asks; the answer is durable.
+        let _ = send(&mut writer, &took).await;
+        self.taken().await
+    }
+
+    /// "Owned" becomes durable, and then the guest runs.
+    async fn take(&self) -> Answer<()> {
+        let (epoch, by) = (self.migration.epoch, &self.migration.id);
+        self.node
+            .own(&self.vm.id, |held| match held {
+                Some(held) => held.take(epoch, by),
+                None => Ownership::Refused { next: 0, took: 0 }.take(epoch, by),
+            })
+            .await?;
+        step("destination.took").await;
+        self.node.vmm(&self.vm.id, move |vmm| vmm.run(epoch)).await
+    }
+
+    async fn taken(&mut self) -> Answer<()> {
+        self.node
+            .now_running(&self.vm, self.migration.epoch)
+            .await?;
+        self.migration.phase = MigrationPhase::Done;
+        self.migration.ended_ms = Some(now_ms());
+        save(&self.node, &self.migration).await?;
+        step("destination.running").await;
+        let at = object(&self.vm.project, &self.vm.name);
+        let message = format!(
+            "{} came from {} and runs here under epoch {}",
+            self.vm.name, self.migration.from, self.migration.epoch
+        );
+        self.node.events.emit("vm.arrived", &at, message).await;
+        Ok(())
+    }
+
+    /// Refuses durably and cleans up, unless the machine was taken after all.
+    async fn give_up(&mut self, fault: &Fault) -> Option<Outcome> {
+        let epoch = self.migration.epoch;
+        let refusing = self
+            .node
+            .own(&self.vm.id, |held| Ownership::refuse(held, epoch))
+            .await;
+        let held = self.node.ownership(&self.vm.id).await.ok()?;
+        let outcome = Ownership::outcome(held.as_ref(), epoch);
+        match outcome {
+            Outcome::Took => {
+                // It is ours, and something failed after that: running it is what adoption does.
+                self.node.adopt().await;
+            }
+            _ => {
+                self.migration.phase = MigrationPhase::Failed;
+                self.migration.reason.clone_from(&fault.message);
+                self.migration.ended_ms = Some(now_ms());
+                if let Err(fault) = save(&self.node, &self.migration).await {
+                    tracing::error!("the end of a migration is not stored: {fault}");
+                }
+                forget(&self.node, &self.vm.id).await;
+            }
+        }
+        refusing.ok().map(|_| outcome)
+    }
+}
+
+/// Promises capacity and writes record and expectation in one transaction.
+async fn promise(node: &Node, vm: &Vm, expecting: &Ownership) -> Answer<()> {
+    let _promise = node.promise.lock().await;
+    let key = VmKey {
+        project: vm.project.clone(),
+        name: vm.name.clone(),
+    };
+    let there = node.records.vms.get(&key.id()).await.map_err(record)?;
+    if let Some(there) = &there
+        && !(there.value.id == vm.id
+            && matches!(there.value.phase, VmPhase::Moved | VmPhase::Incoming))
+    {
+        return Err(conflict(format!(
+            "Project {} has another machine {} here",
+            vm.project, vm.name
+        )));
+    }
+    let capacity = node.capacity().await?;
+    capacity::check(&capacity, &node.config, vm.spec.vcpus, vm.spec.memory_bytes)?;
+    let txn = Txn::new()
+        .then(node.records.vms.put_op(&key.id(), vm).map_err(record)?)
+        .then(node.records.vm_keys.put_op(&vm.id, &key).map_err(record)?)
+        .then(
+            node.records
+                .ownership
+                .put_op(&vm.id, expecting)
+                .map_err(record)?,
+        );
+    node.records
+        .store
+        .transact(txn)
+        .await
+        .map(drop)
+        .map_err(|error| record(error.into()))
+}
+
+/// Removes what was made for a machine that does not come: its process and its record. Done also when it runs here.
+pub(crate) async fn forget(node: &Node, id: &str) {
+    let forgetting = async {
+        let held = node.ownership(id).await?;
+        if !matches!(held, Some(Ownership::Refused { .. })) {
+            return Ok(());
+        }
+        node.launcher.end(id).await?;
+        if let Some(vm) = node.records.vm_by_id(id).await.map_err(record)?
+            && vm.phase == VmPhase::Incoming
+        {
+            let key = VmKey {
+                project: vm.project,
+                name: vm.name,
+            };
+            node.records.vms.delete(&key.id()).await.map_err(record)?;
+            node.records.vm_keys.delete(id).await.map_err(record)?;
+            let message = format!("{} did not arrive", key.name);
+            node.events
+                .emit("vm.not-arrived", &key.object(), message)
+                .await;
+        }
+        let _ = tokio::fs::remove_dir_all(node.vm_dir(id)).await;
+        Ok::<_, Fault>(())
+    };
+    if let Err(fault) = forgetting.await {
+        tracing::error!("what was made for {id} is not removed: {fault}");
+    }
+}
+
+fn broken(error: SessionError) -> Fault {
+    unavailable(format!("The source: {}", chain(&error)))
+}

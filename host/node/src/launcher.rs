@@ -1,0 +1,169 @@
+//! The launcher, asked from asynchronous code: each request on a thread of the blocking pool, exits as a broadcast.
+//!
+//! The launcher is the one that knows which processes exist. It outlives the daemon; a daemon that starts asks it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dwcp_api::Fault;
+use dwcp_api::service::Answer;
+use dwcp_launch::protocol::{Child, ChildId, Side};
+use dwcp_launch::{Client, ClientError};
+use tokio::sync::broadcast;
+
+use crate::errors::{chain, internal, unavailable};
+
+/// Exits kept for a listener that is slow; one that lags asks the launcher for the list.
+const EXITS_MAX: usize = 1024;
+
+/// The launcher.
+#[derive(Clone, Debug)]
+pub(crate) struct Launcher {
+    socket: Arc<PathBuf>,
+    exits: broadcast::Sender<Child>,
+}
+
+/// An id as the launcher wants it.
+pub(crate) fn child_id(id: &str) -> Answer<ChildId> {
+    id.parse()
+        .map_err(|error| Fault::internal(format!("{id}: {error}")))
+}
+
+/// The id of the mover of a migration on this host.
+pub(crate) fn mover_id(migration: &str, side: Side) -> String {
+    match side {
+        Side::Source => format!("{migration}-out"),
+        Side::Destination => format!("{migration}-in"),
+    }
+}
+
+impl Launcher {
+    /// Connects once, to learn whether it is there, and begins to listen for exits.
+    pub(crate) async fn open(socket: PathBuf) -> Result<Self, ClientError> {
+        let (exits, _) = broadcast::channel(EXITS_MAX);
+        let launcher = Self {
+            socket: Arc::new(socket),
+            exits,
+        };
+        let socket = launcher.socket.clone();
+        let probe = tokio::task::spawn_blocking(move || Client::connect(&socket).map(drop)).await;
+        match probe {
+            Ok(answer) => answer?,
+            Err(_) => return Err(ClientError::Unexpected),
+        }
+        let watching = launcher.clone();
+        std::thread::Builder::new()
+            .name("exits".into())
+            .spawn(move || watching.watch())
+            .map_err(|source| ClientError::Connect {
+                path: launcher.socket.to_path_buf(),
+                source,
+            })?;
+        Ok(launcher)
+    }
+
+    /// Exits from now on.
+    pub(crate) fn exits(&self) -> broadcast::Receiver<Child> {
+        self.exits.subscribe()
+    }
+
+    /// Follows the launcher for as long as the process lives; a connection that breaks is made again.
+    fn watch(&self) {
+        loop {
+            let exits = Client::connect(&self.socket).and_then(Client::watch);
+            match exits {
+                Ok(exits) => {
+                    for child in exits.map_while(Result::ok) {
+                        // No receiver only means that nobody waits for this one.
+                        let _ = self.exits.send(child);
+                    }
+                }
+                Err(error) => tracing::warn!("no word from the launcher: {}", chain(&error)),
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Client) -> Result<T, ClientError> + Send + 'static,
+    ) -> Answer<T> {
+        let socket = self.socket.clone();
+        let asked = move || what(&mut Client::connect(&socket)?);
+        match tokio::task::spawn_blocking(asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(unavailable(chain(&error))),
+            Err(error) => Err(internal(error)),
+        }
+    }
+
+    /// Starts a VMM; `descriptors` are the control listener, the serial log, and the images.
+    pub(crate) async fn spawn_vmm(
+        &self,
+        id: &str,
+        memory_bytes: u64,
+        config: serde_json::Value,
+        descriptors: Vec<OwnedFd>,
+    ) -> Answer<u32> {
+        let id = child_id(id)?;
+        self.ask(move |client| {
+            let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            client.spawn_vmm(&id, memory_bytes, config, &borrowed)
+        })
+        .await
+    }
+
+    /// Starts a mover on the memory of `vm`.
+    pub(crate) async fn spawn_mover(
+        &self,
+        id: &str,
+        vm: &str,
+        side: Side,
+        config: serde_json::Value,
+        control: OwnedFd,
+    ) -> Answer<u32> {
+        let (id, vm) = (child_id(id)?, child_id(vm)?);
+        self.ask(move |client| client.spawn_mover(&id, &vm, side, config, &[control.as_fd()]))
+            .await
+    }
+
+    /// Every child that is not forgotten.
+    pub(crate) async fn list(&self) -> Answer<Vec<Child>> {
+        self.ask(Client::list).await
+    }
+
+    /// Ends a child, waits until it has ended, and forgets it. Done also when there is none.
+    pub(crate) async fn end(&self, id: &str) -> Answer<()> {
+        let id = child_id(id)?;
+        self.ask(move |client| {
+            let known = |client: &mut Client| -> Result<Option<Child>, ClientError> {
+                Ok(client.list()?.into_iter().find(|child| child.id == id))
+            };
+            if known(client)?.is_none() {
+                return Ok(());
+            }
+            client.kill(&id)?;
+            while known(client)?.is_some_and(|child| child.is_running()) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            match client.forget(&id) {
+                // Somebody else forgot it between two requests.
+                Err(ClientError::Refused(_)) => Ok(()),
+                other => other,
+            }
+        })
+        .await
+    }
+
+    /// Forgets an exited child.
+    pub(crate) async fn forget(&self, id: &str) -> Answer<()> {
+        let id = child_id(id)?;
+        self.ask(move |client| match client.forget(&id) {
+            Err(ClientError::Refused(_)) => Ok(()),
+            other => other,
+        })
+        .await
+    }
+}

@@ -1,0 +1,222 @@
+//! A node: its parts, how it starts, and the small things that all of them do.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use dwcp_api::Fault;
+use dwcp_api::service::Answer;
+use dwcp_audit::AuditLog;
+use dwcp_control::Name;
+use dwcp_control::ownership::{Forbidden, Ownership};
+use dwcp_control::records::{Capacity, Host, Vm};
+use dwcp_store::{RedbStore, Store, TypedError};
+use dwcp_vmm::client::VmmClient;
+
+use crate::auditing;
+use crate::capacity;
+use crate::config::NodeConfig;
+use crate::decide::Decider;
+use crate::errors::{NodeError, chain, forbidden, internal, record, unavailable};
+use crate::events::{Events, Operations};
+use crate::identity::{FirstStart, HostKeys};
+use crate::images::Images;
+use crate::launcher::Launcher;
+use crate::peers::{self, Heard};
+use crate::policies::Policies;
+use crate::state::Records;
+use crate::transfer::Transfers;
+
+/// One host, with everything it needs to carry out what is asked of it.
+#[derive(Debug)]
+pub struct Node {
+    pub(crate) this: Weak<Self>,
+    pub(crate) config: NodeConfig,
+    pub(crate) keys: HostKeys,
+    pub(crate) records: Records,
+    pub(crate) events: Arc<Events>,
+    pub(crate) operations: Arc<Operations>,
+    pub(crate) launcher: Launcher,
+    pub(crate) images: Images,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) decider: Decider,
+    pub(crate) policies: Policies,
+    pub(crate) transfers: Transfers,
+    /// What the other hosts last said of themselves.
+    pub(crate) heard: Mutex<HashMap<Name, Heard>>,
+    /// Held while capacity is looked at and promised, so that two requests cannot be promised the same.
+    pub(crate) promise: tokio::sync::Mutex<()>,
+    /// Serialises starts, stops and ends of one machine.
+    life: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Node {
+    /// Opens everything, finds again what was running, and begins to serve other hosts. What it returns beside the
+    /// node is told once, at the first start.
+    pub async fn open(config: NodeConfig) -> Result<(Arc<Self>, Option<FirstStart>), NodeError> {
+        let state = |path: PathBuf| move |source| NodeError::State { path, source };
+        std::fs::create_dir_all(&config.state_dir).map_err(state(config.state_dir.clone()))?;
+        let (keys, first) = HostKeys::open(
+            &config.dir("identity"),
+            config.name.as_str(),
+            config.api_listen.ip(),
+        )?;
+        let store: Arc<dyn Store> = Arc::new(RedbStore::open(config.dir("store.redb"))?);
+        let records = Records::new(store);
+        let images = Images::open(config.dir("images")).map_err(state(config.dir("images")))?;
+        std::fs::create_dir_all(config.dir("vms")).map_err(state(config.dir("vms")))?;
+        let audit = auditing::open(&config, &keys)?;
+        let launcher = Launcher::open(config.launch_socket.clone())
+            .await
+            .map_err(|source| NodeError::Launcher {
+                path: config.launch_socket.clone(),
+                source,
+            })?;
+        let decider = Decider::open(&config, records.clone()).await?;
+        let policies = Policies::open(&decider, &records).await?;
+        let events = Arc::new(Events::open(records.clone()).await?);
+        let operations = Operations::open(records.clone()).await?;
+        let node = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            events,
+            operations,
+            config,
+            keys,
+            records,
+            launcher,
+            images,
+            audit,
+            decider,
+            policies,
+            transfers: Transfers::default(),
+            heard: Mutex::default(),
+            promise: tokio::sync::Mutex::new(()),
+            life: Mutex::new(HashMap::new()),
+        });
+        // Exits are listened for before the launcher is asked who lives, so that none falls between.
+        let exits = node.launcher.exits();
+        node.adopt().await;
+        node.clone().follow_exits(exits);
+        peers::listen(&node).await?;
+        node.clone().settle_doubts();
+        peers::follow(node.clone());
+        Ok((node, first))
+    }
+
+    /// The keys that the daemon needs: TLS for the API, the authority for its clients.
+    pub fn keys(&self) -> &HostKeys {
+        &self.keys
+    }
+
+    /// The directory of a machine.
+    pub(crate) fn vm_dir(&self, id: &str) -> PathBuf {
+        self.config.dir("vms").join(id)
+    }
+
+    /// The lock under which one machine is started, stopped or ended.
+    pub(crate) fn life(&self, id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        if life.len() > 4096 {
+            life.retain(|_, lock| Arc::strong_count(lock) > 1);
+        }
+        life.entry(id.to_owned()).or_default().clone()
+    }
+
+    /// Asks the VMM of a machine, on a thread of the blocking pool.
+    pub(crate) async fn vmm<T: Send + 'static>(
+        &self,
+        id: &str,
+        ask: impl FnOnce(&mut VmmClient) -> Result<T, dwcp_vmm::client::ClientError> + Send + 'static,
+    ) -> Answer<T> {
+        let socket = self.vm_dir(id).join("vmm.sock");
+        let asked = move || ask(&mut VmmClient::connect(socket)?);
+        match tokio::task::spawn_blocking(asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(unavailable(format!(
+                "The virtual machine monitor: {}",
+                chain(&error)
+            ))),
+            Err(error) => Err(internal(error)),
+        }
+    }
+
+    /// What this host durably knows of who owns a machine.
+    pub(crate) async fn ownership(&self, id: &str) -> Answer<Option<Ownership>> {
+        let found = self.records.ownership.get(id).await.map_err(record)?;
+        Ok(found.map(|found| found.value))
+    }
+
+    /// Makes one step of the hand-over, durably: whoever changes the record first wins, and the other is told.
+    pub(crate) async fn own(
+        &self,
+        id: &str,
+        step: impl Fn(Option<&Ownership>) -> Result<Ownership, Forbidden>,
+    ) -> Answer<Ownership> {
+        loop {
+            let found = self.records.ownership.get(id).await.map_err(record)?;
+            let next = step(found.as_ref().map(|f| &f.value)).map_err(forbidden)?;
+            let written = match &found {
+                Some(found) if found.value == next => return Ok(next),
+                Some(found) => self.records.ownership.update(id, &next, found.revision).await,
+                None => self.records.ownership.create(id, &next).await,
+            };
+            match written {
+                Ok(_) => return Ok(next),
+                Err(TypedError::Conflict(_)) => {}
+                Err(other) => return Err(record(other)),
+            }
+        }
+    }
+
+    /// What the other hosts last said of themselves, by name.
+    pub(crate) fn heard(&self) -> Vec<(Name, Heard)> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = heard.iter().map(|(n, h)| (n.clone(), h.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// All machines that this host has a record of.
+    pub(crate) async fn vms(&self) -> Answer<Vec<Vm>> {
+        let all = self.records.all(&self.records.vms).await.map_err(record)?;
+        Ok(all.into_iter().map(|found| found.value).collect())
+    }
+
+    /// What this host can hold and holds.
+    pub(crate) async fn capacity(&self) -> Answer<Capacity> {
+        Ok(capacity::with(
+            capacity::total(&self.config),
+            &self.vms().await?,
+        ))
+    }
+
+    /// This host as the API shows it.
+    pub(crate) async fn this_host(&self) -> Answer<Host> {
+        Ok(Host {
+            name: self.config.name.clone(),
+            region: self.config.region.clone(),
+            address: self.config.peer_listen.to_string(),
+            fingerprint: self.keys.fingerprint(),
+            this: true,
+            reachable: true,
+            rtt_ms: None,
+            capacity: Some(self.capacity().await?),
+        })
+    }
+
+    /// Checks a name of a machine against the store.
+    pub(crate) async fn find_vm(
+        &self,
+        project: &Name,
+        name: &Name,
+    ) -> Answer<dwcp_store::Versioned<Vm>> {
+        let id = crate::state::vm_id(project, name);
+        let found = self.records.vms.get(&id).await.map_err(record)?;
+        found.ok_or_else(|| {
+            Fault::not_found(format!(
+                "virtual machine {name} in project {project} on {}",
+                self.config.name
+            ))
+        })
+    }
+}

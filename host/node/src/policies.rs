@@ -1,0 +1,303 @@
+//! Policies as this host keeps and asks them. What is in force is what the store holds; a fault denies.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use dwcp_api::service::{Answer, Principal};
+use dwcp_api::{Fault, FaultKind};
+use dwcp_control::Name;
+use dwcp_control::records::{Binding, BindingMode, Policy, Vm, VmSpec};
+use dwcp_plugins::{ConfigureError, Document, Setup};
+use dwcp_policy::{
+    ApplyError, BindError, Engine, Judge, Mode, PolicySet, Question, RemoveError, SandboxEngine,
+    Source,
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::decide::{Decider, StoreRecorder};
+use crate::errors::{NodeError, conflict, impossible, internal, invalid, record};
+use crate::node::Node;
+use crate::state::{Peer, Records, now_ms, object};
+
+/// The engine that decides Rego now; it changes when a plugin is installed.
+struct Current(RwLock<Arc<SandboxEngine>>);
+
+impl Engine for Current {
+    fn compile(&self, source: &Source) -> Result<Arc<dyn Judge>, ConfigureError> {
+        let engine = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let engine = engine.clone();
+        engine.compile(source)
+    }
+}
+
+/// The policies of a host.
+pub(crate) struct Policies {
+    set: Arc<PolicySet>,
+    current: Arc<Current>,
+    recorder: Arc<StoreRecorder>,
+}
+
+impl std::fmt::Debug for Policies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.set.fmt(f)
+    }
+}
+
+fn engine(decider: &Decider) -> Arc<SandboxEngine> {
+    let engine = SandboxEngine::new(decider.sandbox(), decider.rego(), Setup::default());
+    Arc::new(engine)
+}
+
+fn source(name: &str, text: &str) -> Source {
+    Source::rego(vec![Document {
+        path: format!("{name}.rego"),
+        media: "application/vnd.openpolicyagent.rego".into(),
+        text: text.to_owned(),
+    }])
+}
+
+fn bound(binding: &Binding) -> Answer<dwcp_policy::Binding> {
+    Ok(dwcp_policy::Binding {
+        policy: binding.policy.to_string(),
+        action: binding.action.parse().map_err(|why: String| invalid(why))?,
+        project: binding.project.as_ref().map(ToString::to_string),
+        mode: match binding.mode {
+            BindingMode::Enforce => Mode::Enforce,
+            BindingMode::Warn => Mode::Warn,
+            BindingMode::DryRun => Mode::DryRun,
+        },
+    })
+}
+
+/// The key of a binding's record.
+fn key(policy: &Name, action: &str, project: Option<&Name>) -> String {
+    let project = project.map_or("*", Name::as_str);
+    format!("{policy}/{action}/{project}")
+}
+
+impl Policies {
+    pub(crate) async fn open(decider: &Decider, records: &Records) -> Result<Self, NodeError> {
+        let current = Arc::new(Current(RwLock::new(engine(decider))));
+        let recorder = decider.recorder();
+        let policies = Self {
+            set: Arc::new(PolicySet::new(current.clone(), recorder.clone())),
+            current,
+            recorder,
+        };
+        policies.restore(records).await?;
+        Ok(policies)
+    }
+
+    /// Puts in force what the store holds, on the engine that is installed now.
+    async fn restore(&self, records: &Records) -> Result<(), NodeError> {
+        let policies = records.all(&records.policies).await?.into_iter().map(|p| {
+            let name = p.value.name.to_string();
+            let source = source(&name, &p.value.source);
+            (name, source)
+        });
+        let policies: Vec<_> = policies.collect();
+        let bindings = records.all(&records.bindings).await?.into_iter();
+        let bindings: Vec<_> = bindings.filter_map(|b| bound(&b.value).ok()).collect();
+        let set = self.set.clone();
+        let broken =
+            tokio::task::spawn_blocking(move || set.restore(policies, bindings)).await;
+        for name in broken.unwrap_or_default() {
+            tracing::error!("policy {name} cannot be compiled now, so it denies what it is bound to");
+        }
+        Ok(())
+    }
+
+    /// The installed engine has changed: everything is compiled again.
+    pub(crate) async fn engine_changed(&self, node: &Node) -> Answer<()> {
+        {
+            let mut current = self.current.0.write().unwrap_or_else(PoisonError::into_inner);
+            *current = engine(&node.decider);
+        }
+        self.restore(&node.records).await.map_err(internal)
+    }
+
+    /// Asks the policies that are bound to an action.
+    async fn ask(&self, subject: &str, question: Question) -> Answer<()> {
+        let (set, recorder) = (self.set.clone(), self.recorder.clone());
+        let subject = subject.to_owned();
+        let action = question.action.clone();
+        let asking =
+            move || recorder.about(&subject, |stamp| set.decide(stamp, &question));
+        let (decision, outcome) = tokio::task::spawn_blocking(asking)
+            .await
+            .map_err(internal)?;
+        if outcome.allowed {
+            return Ok(());
+        }
+        Err(Fault {
+            kind: FaultKind::Denied,
+            message: format!("A policy denies {action} (decision {decision})"),
+            reasons: outcome.denial_lines(),
+        })
+    }
+
+    /// May this machine be created?
+    pub(crate) async fn check_create(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        spec: &VmSpec,
+    ) -> Answer<()> {
+        let mut machine = serde_json::to_value(spec).map_err(internal)?;
+        machine["name"] = json!(name);
+        self.ask(
+            &object(project, name),
+            question("vm.create", json!({ "name": who.name }), project, machine),
+        )
+        .await
+    }
+
+    /// May this machine be sent to that host?
+    pub(crate) async fn check_migrate(&self, who: &Principal, vm: &Vm, to: &Peer) -> Answer<()> {
+        let mut machine = serde_json::to_value(vm).map_err(internal)?;
+        machine["to"] = json!({ "host": to.name, "region": to.region });
+        self.ask(
+            &object(&vm.project, &vm.name),
+            question(
+                "vm.migrate",
+                json!({ "name": who.name }),
+                &vm.project,
+                machine,
+            ),
+        )
+        .await
+    }
+
+    /// May this machine come here from that host?
+    pub(crate) async fn check_receive(&self, vm: &Vm, from: &Peer) -> Answer<()> {
+        let mut machine = serde_json::to_value(vm).map_err(internal)?;
+        machine["from"] = json!({ "host": from.name, "region": from.region });
+        let who = json!({ "name": format!("host:{}", from.name) });
+        self.ask(
+            &object(&vm.project, &vm.name),
+            question("vm.receive", who, &vm.project, machine),
+        )
+        .await
+    }
+
+    /// Puts a policy in force and keeps it.
+    pub(crate) async fn apply(
+        &self,
+        node: &Node,
+        name: &Name,
+        text: String,
+    ) -> Answer<dwcp_store::Versioned<Policy>> {
+        let set = self.set.clone();
+        let made = source(name.as_str(), &text);
+        let applied_name = name.to_string();
+        let applied = tokio::task::spawn_blocking(move || set.apply(&applied_name, &made))
+            .await
+            .map_err(internal)?;
+        let summary = applied.map_err(|error| wrong(name, error))?;
+        let policy = Policy {
+            name: name.clone(),
+            digest: hex::encode(Sha256::digest(text.as_bytes())),
+            source: text,
+            facts: summary.facts.into_iter().map(|fact| fact.name).collect(),
+            applied_ms: now_ms(),
+        };
+        let kept = node.records.policies.put(name.as_str(), &policy).await;
+        kept.map_err(record)?;
+        let found = node.records.policies.get(name.as_str()).await;
+        found
+            .map_err(record)?
+            .ok_or_else(|| conflict("The policy was removed meanwhile"))
+    }
+
+    /// Removes a policy that is bound nowhere.
+    pub(crate) async fn remove(&self, node: &Node, name: &Name) -> Answer<()> {
+        self.set.remove(name.as_str()).map_err(|error| match error {
+            RemoveError::Unknown(_) => Fault::not_found(format!("policy {name}")),
+            bound @ RemoveError::Bound(_) => conflict(bound.to_string()),
+        })?;
+        node.records
+            .policies
+            .delete(name.as_str())
+            .await
+            .map(drop)
+            .map_err(record)
+    }
+
+    /// Binds a policy: kept first, then in force, so that a crash between the two loosens nothing.
+    pub(crate) async fn bind(&self, node: &Node, binding: &Binding) -> Answer<()> {
+        let made = bound(binding)?;
+        let known = node.records.policies.get(binding.policy.as_str()).await;
+        if known.map_err(record)?.is_none() {
+            return Err(Fault::not_found(format!(
+                "policy {}: apply it first",
+                binding.policy
+            )));
+        }
+        let key = key(&binding.policy, &binding.action, binding.project.as_ref());
+        node.records
+            .bindings
+            .put(&key, binding)
+            .await
+            .map_err(record)?;
+        let set = self.set.clone();
+        tokio::task::spawn_blocking(move || set.bind(made))
+            .await
+            .map_err(internal)?
+            .map_err(|error| match error {
+                BindError::TooMany => impossible(error.to_string()),
+                other => conflict(other.to_string()),
+            })?;
+        Ok(())
+    }
+
+    /// Unbinds a policy from an action, in all projects where it is bound to it.
+    pub(crate) async fn unbind(&self, node: &Node, policy: &Name, action: &str) -> Answer<()> {
+        let all = node.records.all(&node.records.bindings).await;
+        let mut found = false;
+        for binding in all.map_err(record)? {
+            if binding.value.policy == *policy && binding.value.action == action {
+                found = true;
+                // Out of force only after it is out of the store: the other way a crash would bring it back unseen.
+                let kept = node.records.bindings.delete(&binding.id).await;
+                kept.map_err(record)?;
+                let _ = self.set.unbind(&bound(&binding.value)?);
+            }
+        }
+        if found {
+            Ok(())
+        } else {
+            Err(Fault::not_found(format!(
+                "binding of policy {policy} to {action}"
+            )))
+        }
+    }
+
+    /// Hits, misses and size of the decision cache.
+    pub(crate) fn cache(&self) -> (u64, u64, usize) {
+        self.set.cache_usage()
+    }
+}
+
+fn question(action: &str, principal: Value, project: &Name, object: Value) -> Question {
+    Question {
+        action: action.into(),
+        principal,
+        project: project.to_string(),
+        object,
+        facts: json!({}),
+    }
+}
+
+fn wrong(name: &Name, error: ApplyError) -> Fault {
+    match error {
+        ApplyError::Source(ConfigureError::Refused(diagnostics)) => Fault {
+            reasons: diagnostics.iter().map(ToString::to_string).collect(),
+            ..invalid(format!(
+                "Policy {name} is not right; what was in force stays in force"
+            ))
+        },
+        ApplyError::Source(ConfigureError::Fault(fault)) => impossible(fault.message),
+        other => invalid(other.to_string()),
+    }
+}

@@ -1,0 +1,399 @@
+//! Machines on this host: made, started, stopped, ended.
+//!
+//! Each step is safe to repeat: a start that was cut off is found again by [`crate::adopt`]. A machine is started and
+//! resumed only with a run permit read from the store.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dwcp_api::service::Answer;
+use dwcp_control::ownership::Ownership;
+use dwcp_control::records::{Desired, RestartPolicy, Vm, VmPhase, VmSpec};
+use dwcp_launch::protocol::{Child, ChildKind, ChildState};
+use dwcp_store::{Revision, Txn, TypedError};
+use dwcp_vmm::config::{Boot, VmConfig};
+use tokio::sync::broadcast;
+
+use crate::capacity;
+use crate::errors::{conflict, internal, invalid, record};
+use crate::node::Node;
+use crate::state::{VmKey, object};
+
+/// How long a guest may take to react to the power button before it is ended.
+const POWER_BUTTON: Duration = Duration::from_secs(20);
+
+/// Checks a specification against what every host demands.
+pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
+    const MIB: u64 = 1 << 20;
+    if spec.memory_bytes < 16 * MIB
+        || spec.memory_bytes > (1 << 40)
+        || !spec.memory_bytes.is_multiple_of(2 * MIB)
+    {
+        return Err(invalid(
+            "Memory is a multiple of 2 MiB, from 16 MiB to 1 TiB",
+        ));
+    }
+    if !(1..=32).contains(&spec.vcpus) {
+        return Err(invalid("A machine has 1 to 32 virtual CPUs"));
+    }
+    if spec.cmdline.len() > dwcp_vmm::config::CMDLINE_BYTES_MAX
+        || spec.cmdline.bytes().any(|b| !(b' '..=b'~').contains(&b))
+    {
+        return Err(invalid(format!(
+            "A command line has at most {} printable ASCII characters",
+            dwcp_vmm::config::CMDLINE_BYTES_MAX
+        )));
+    }
+    let tag = |text: &str| !text.is_empty() && text.len() <= 128;
+    if spec.tags.len() > 64 || spec.tags.iter().any(|(k, v)| !tag(k) || v.len() > 256) {
+        return Err(invalid(
+            "A machine has at most 64 tags; a key has 1 to 128 bytes, a value at most 256",
+        ));
+    }
+    Ok(())
+}
+
+impl Node {
+    /// Records a new machine, if it fits, as owned by this host under epoch 1.
+    pub(crate) async fn record_vm(&self, vm: &Vm) -> Answer<Revision> {
+        let _promise = self.promise.lock().await;
+        let capacity = self.capacity().await?;
+        capacity::check(&capacity, &self.config, vm.spec.vcpus, vm.spec.memory_bytes)?;
+        let key = VmKey {
+            project: vm.project.clone(),
+            name: vm.name.clone(),
+        };
+        let put = |op: Result<dwcp_store::Op, TypedError>| op.map_err(record);
+        let owned = Ownership::Owned { epoch: vm.epoch };
+        let txn = Txn::new()
+            .when(dwcp_store::Compare::absent(
+                self.records.vms.key(&key.id()),
+            ))
+            .then(put(self.records.vms.put_op(&key.id(), vm))?)
+            .then(put(self.records.vm_keys.put_op(&vm.id, &key))?)
+            .then(put(self.records.ownership.put_op(&vm.id, &owned))?);
+        let outcome = self.records.store.transact(txn).await;
+        let outcome = outcome.map_err(|e| record(e.into()))?;
+        if outcome.succeeded {
+            Ok(outcome.revision)
+        } else {
+            Err(conflict(format!(
+                "A virtual machine {} exists in project {} already",
+                vm.name, vm.project
+            )))
+        }
+    }
+
+    /// Starts a machine that this host owns and that has no process. Done also when it runs already.
+    pub(crate) async fn start(&self, id: &str) -> Answer<()> {
+        let life = self.life(id);
+        let _life = life.lock().await;
+        let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
+            return Err(conflict("The machine was deleted meanwhile"));
+        };
+        if vm.phase == VmPhase::Running || vm.phase == VmPhase::Migrating {
+            return Ok(());
+        }
+        let permit = self.permit(&vm).await?;
+        {
+            let _promise = self.promise.lock().await;
+            if !matches!(vm.phase, VmPhase::Starting) {
+                let capacity = self.capacity().await?;
+                capacity::check(&capacity, &self.config, vm.spec.vcpus, vm.spec.memory_bytes)?;
+            }
+            self.phase(id, VmPhase::Starting, "").await?;
+        }
+        let started = self.spawn_and_run(&vm, permit).await;
+        match started {
+            Ok(()) => {
+                let now = crate::state::now_ms();
+                self.records
+                    .change_vm(id, |vm| {
+                        vm.phase = VmPhase::Running;
+                        vm.reason.clear();
+                        vm.started_ms = now;
+                    })
+                    .await
+                    .map_err(record)?;
+                let what = format!("{} runs on {}", vm.name, self.config.name);
+                let at = object(&vm.project, &vm.name);
+                self.events.emit("vm.started", &at, what).await;
+                Ok(())
+            }
+            Err(fault) => {
+                let _ = self.launcher.end(id).await;
+                self.phase(id, VmPhase::Crashed, &fault.message).await?;
+                let at = object(&vm.project, &vm.name);
+                self.events
+                    .emit("vm.start-failed", &at, fault.message.clone())
+                    .await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn spawn_and_run(&self, vm: &Vm, permit: u64) -> Answer<()> {
+        let mut images = vec![self.images.open_image(&vm.spec.kernel)?];
+        if let Some(initrd) = &vm.spec.initrd {
+            images.push(self.images.open_image(initrd)?);
+        }
+        let boot = Boot::Fresh {
+            cmdline: vm.spec.cmdline.clone(),
+            initrd: vm.spec.initrd.is_some(),
+        };
+        let images = images.into_iter().map(OwnedFd::from).collect();
+        self.spawn_vmm(vm, boot, images).await?;
+        self.vmm(&vm.id, move |vmm| vmm.run(permit)).await
+    }
+
+    /// Makes the process of a machine; nothing runs in it yet.
+    pub(crate) async fn spawn_vmm(
+        &self,
+        vm: &Vm,
+        boot: Boot,
+        images: Vec<OwnedFd>,
+    ) -> Answer<()> {
+        self.launcher.end(&vm.id).await?;
+        let dir = self.vm_dir(&vm.id);
+        tokio::fs::create_dir_all(&dir).await.map_err(internal)?;
+        let socket = dir.join("vmm.sock");
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(internal(error));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&socket).map_err(internal)?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .open(dir.join("serial.log"))
+            .map_err(internal)?;
+        let config = VmConfig {
+            id: vm.id.clone(),
+            vcpus: vm.spec.vcpus,
+            memory_bytes: vm.spec.memory_bytes,
+            boot,
+        };
+        let json = serde_json::to_value(&config).map_err(internal)?;
+        let mut descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];
+        descriptors.extend(images);
+        self.launcher
+            .spawn_vmm(&vm.id, vm.spec.memory_bytes, json, descriptors)
+            .await?;
+        Ok(())
+    }
+
+    /// The epoch under which this host may run a machine now, or why it may not.
+    pub(crate) async fn permit(&self, vm: &Vm) -> Answer<u64> {
+        let held = self.ownership(&vm.id).await?;
+        held.as_ref().and_then(Ownership::run_permit).ok_or_else(|| {
+            let held = held.map_or("unknown here".into(), |held| held.to_string());
+            conflict(format!("{} may not run here: it is {held}", vm.name))
+        })
+    }
+
+    /// Sets a machine's phase and the reason for it.
+    pub(crate) async fn phase(&self, id: &str, phase: VmPhase, reason: &str) -> Answer<()> {
+        self.records
+            .change_vm(id, |vm| {
+                vm.phase = phase;
+                vm.reason = reason.to_owned();
+            })
+            .await
+            .map_err(record)?;
+        Ok(())
+    }
+
+    /// Stops a machine: by its power button, and after a while (or at once, if `force`) by ending its process.
+    pub(crate) async fn stop(&self, id: &str, force: bool) -> Answer<String> {
+        let mut exits = self.launcher.exits();
+        self.records
+            .change_vm(id, |vm| vm.desired = Desired::Stopped)
+            .await
+            .map_err(record)?;
+        if force {
+            self.launcher.end(id).await?;
+            self.ended(id, VmPhase::Stopped, "stopped by force").await?;
+            return Ok("Stopped by force".into());
+        }
+        self.vmm(id, |vmm| vmm.stop(false)).await?;
+        let gone = async {
+            loop {
+                match exits.recv().await {
+                    Ok(child) if child.id.as_str() == id => return,
+                    Err(broadcast::error::RecvError::Closed) => return,
+                    _ => {}
+                }
+            }
+        };
+        if tokio::time::timeout(POWER_BUTTON, gone).await.is_ok() {
+            return Ok("The guest powered off".into());
+        }
+        self.launcher.end(id).await?;
+        let why = format!(
+            "did not react to the power button within {} s, and was ended",
+            POWER_BUTTON.as_secs()
+        );
+        self.ended(id, VmPhase::Stopped, &why).await?;
+        Ok(format!("The guest {why}"))
+    }
+
+    /// Removes a machine with all that is its own. It must not run.
+    pub(crate) async fn remove(&self, vm: &Vm) -> Answer<()> {
+        let life = self.life(&vm.id);
+        let _life = life.lock().await;
+        self.launcher.end(&vm.id).await?;
+        let key = VmKey {
+            project: vm.project.clone(),
+            name: vm.name.clone(),
+        };
+        self.records.vms.delete(&key.id()).await.map_err(record)?;
+        self.records.vm_keys.delete(&vm.id).await.map_err(record)?;
+        // What is known of its epochs stays for a machine that another host may still ask about.
+        if let Some(Ownership::Owned { epoch: 1 }) = self.ownership(&vm.id).await? {
+            self.records
+                .ownership
+                .delete(&vm.id)
+                .await
+                .map_err(record)?;
+        }
+        match tokio::fs::remove_dir_all(self.vm_dir(&vm.id)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(internal(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that a machine's process is gone.
+    pub(crate) async fn ended(&self, id: &str, phase: VmPhase, reason: &str) -> Answer<()> {
+        let changed = self
+            .records
+            .change_vm(id, |vm| {
+                // One that was given away, or is being received, is not stopped by losing its process here.
+                if matches!(
+                    vm.phase,
+                    VmPhase::Running | VmPhase::Starting | VmPhase::Migrating | VmPhase::Stopped
+                ) {
+                    vm.phase = phase;
+                    vm.reason = reason.to_owned();
+                }
+                if phase == VmPhase::Stopped {
+                    vm.desired = Desired::Stopped;
+                }
+            })
+            .await
+            .map_err(record)?;
+        if let Some(vm) = changed {
+            let kind = match phase {
+                VmPhase::Crashed => "vm.crashed",
+                _ => "vm.stopped",
+            };
+            let at = object(&vm.project, &vm.name);
+            self.events
+                .emit(kind, &at, format!("{}: {reason}", vm.name))
+                .await;
+        }
+        Ok(())
+    }
+
+    /// Listens to the launcher for as long as the daemon runs.
+    pub(crate) fn follow_exits(self: Arc<Self>, mut exits: broadcast::Receiver<Child>) {
+        tokio::spawn(async move {
+            loop {
+                match exits.recv().await {
+                    Ok(child) if child.kind == ChildKind::Vmm => {
+                        if let Err(fault) = self.vmm_exited(&child).await {
+                            tracing::error!("the end of {} is not dealt with: {fault}", child.id);
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.adopt().await,
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+    }
+
+    /// A machine's process has ended: says so, and starts it again if its owner wants that.
+    pub(crate) async fn vmm_exited(&self, child: &Child) -> Answer<()> {
+        let id = child.id.as_str();
+        let (phase, reason) = verdict(&child.state);
+        let restart = {
+            let life = self.life(id);
+            let _life = life.lock().await;
+            let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
+                return self.launcher.forget(id).await;
+            };
+            // The launcher tells old exits again to a new listener: one that was followed by a new process is old news.
+            let still = self.launcher.list().await?;
+            let gone = still.iter().any(|c| c.id == child.id && c.pid == child.pid && !c.is_running());
+            let live = matches!(
+                vm.phase,
+                VmPhase::Running | VmPhase::Migrating | VmPhase::Starting
+            );
+            if !gone || !live {
+                return Ok(());
+            }
+            self.ended(id, phase, &reason).await?;
+            self.launcher.forget(id).await?;
+            let wanted = vm.desired == Desired::Running && phase == VmPhase::Crashed;
+            wanted && vm.spec.restart == RestartPolicy::OnCrash
+        };
+        if restart {
+            self.start(id).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the end of a VMM means for its machine.
+fn verdict(state: &ChildState) -> (VmPhase, String) {
+    let ChildState::Exited {
+        code,
+        signal,
+        last_words,
+    } = state
+    else {
+        return (VmPhase::Running, String::new());
+    };
+    match last_words.as_deref() {
+        Some("guest: power-off") => (VmPhase::Stopped, "the guest powered off".into()),
+        Some("guest: reset") => (VmPhase::Stopped, "the guest reset itself".into()),
+        Some(words) => (VmPhase::Crashed, words.to_owned()),
+        None => {
+            let how = match (code, signal) {
+                (_, Some(signal)) => format!("its process was ended by signal {signal}"),
+                (Some(code), _) => format!("its process ended with code {code}"),
+                (None, None) => "its process ended".into(),
+            };
+            (VmPhase::Crashed, how)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(code: Option<i32>, signal: Option<i32>, words: Option<&str>) -> ChildState {
+        ChildState::Exited {
+            code,
+            signal,
+            last_words: words.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_guest_that_ends_itself_has_not_crashed() {
+        let (phase, _) = verdict(&exit(Some(0), None, Some("guest: power-off")));
+        assert_eq!(phase, VmPhase::Stopped);
+        let (phase, why) = verdict(&exit(Some(159), None, Some("seccomp: openat")));
+        assert_eq!((phase, why.as_str()), (VmPhase::Crashed, "seccomp: openat"));
+        let (phase, why) = verdict(&exit(None, Some(9), None));
+        assert_eq!(phase, VmPhase::Crashed);
+        assert!(why.contains("signal 9"), "{why}");
+    }
+}
