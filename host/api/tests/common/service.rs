@@ -1,0 +1,651 @@
+//! The fake's side of the contract.
+
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dwcp_api::Principal;
+use dwcp_api::service::{
+    Answer, ByteStream, Console, Fault, FaultKind, Page, PageRequest, RecordStream, Remembered,
+    Service, Versioned,
+};
+use dwcp_control::Name;
+use dwcp_control::records::{
+    AuditCheckpoint, AuditRecord, Binding, BindingMode, Decision, Desired, Event, Host, HostAdd,
+    Image, MarketplaceItem, MigrateRequest, Migration, MigrationPhase, Operation, OperationState,
+    Plugin, PluginInstall, Policy, Template, Vm, VmCreate, VmPhase,
+};
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+
+use super::fake::{Fake, OTHER_KEY, TEST_KEY, finished, found, part, part_of, refuse};
+use super::sample::{self, NOW_MS, digest_of};
+
+fn key_of(project: &Name, name: &Name) -> (String, String) {
+    (project.to_string(), name.to_string())
+}
+
+fn object_of(project: &Name, name: &Name) -> String {
+    format!("projects/{project}/vms/{name}")
+}
+
+impl Fake {
+    fn vm(&self, project: &Name, name: &Name) -> Answer<Versioned<Vm>> {
+        let state = self.state();
+        let vm = state.vms.get(&key_of(project, name)).cloned();
+        vm.ok_or_else(|| Fault::not_found(format!("machine {name} in project {project}")))
+    }
+
+    fn set_vm(&self, vm: Vm) -> Versioned<Vm> {
+        let mut state = self.state();
+        let vm = state.versioned(vm);
+        let key = key_of(&vm.value.project, &vm.value.name);
+        state.vms.insert(key, vm.clone());
+        vm
+    }
+
+    fn turn(&self, project: &Name, name: &Name, to: Desired) -> Answer<()> {
+        let mut vm = self.vm(project, name)?.value;
+        vm.desired = to;
+        vm.phase = match to {
+            Desired::Running => VmPhase::Running,
+            Desired::Stopped => VmPhase::Stopped,
+        };
+        self.set_vm(vm);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Service for Fake {
+    async fn authenticate(&self, api_key: &str) -> Option<Principal> {
+        let name = match api_key {
+            TEST_KEY => "key:admin",
+            OTHER_KEY => "key:other",
+            _ => return None,
+        };
+        Some(Principal { name: name.into() })
+    }
+    async fn recall(&self, who: &Principal, key: &str) -> Answer<Option<Remembered>> {
+        let key = (who.name.clone(), key.to_owned());
+        Ok(self.state().remembered.get(&key).cloned())
+    }
+    async fn remember(&self, who: &Principal, key: &str, answer: Remembered) -> Answer<()> {
+        let key = (who.name.clone(), key.to_owned());
+        self.state().remembered.insert(key, answer);
+        Ok(())
+    }
+
+    async fn host_this(&self) -> Answer<Host> {
+        Ok(self.state().hosts["left"].value.clone())
+    }
+    async fn host_list(&self, page: PageRequest) -> Answer<Page<Host>> {
+        Ok(part_of(&self.state().hosts, &page))
+    }
+    async fn host_get(&self, name: &Name) -> Answer<Versioned<Host>> {
+        found(&self.state().hosts, "host", name.as_str())
+    }
+    async fn host_add(&self, who: &Principal, host: HostAdd) -> Answer<Versioned<Host>> {
+        if host.address.starts_with("192.0.2.99") {
+            return refuse(FaultKind::Unavailable, "The host did not answer");
+        }
+        let key = host.name.to_string();
+        if self.state().hosts.contains_key(&key) {
+            return refuse(FaultKind::Conflict, "A host of this name is known already");
+        }
+        let added = Host {
+            name: host.name,
+            region: sample::name("right"),
+            address: host.address,
+            fingerprint: host.fingerprint,
+            this: false,
+            reachable: true,
+            rtt_ms: Some(100.25),
+            capacity: None,
+        };
+        let added = self.state().versioned(added);
+        self.state().hosts.insert(key.clone(), added.clone());
+        self.happened(
+            &who.name,
+            "host.added",
+            &format!("hosts/{key}"),
+            "It answered",
+        );
+        Ok(added)
+    }
+    async fn host_remove(&self, who: &Principal, name: &Name) -> Answer<()> {
+        found(&self.state().hosts, "host", name.as_str())?;
+        self.state().hosts.remove(name.as_str());
+        self.happened(
+            &who.name,
+            "host.removed",
+            &format!("hosts/{name}"),
+            "Forgotten",
+        );
+        Ok(())
+    }
+
+    async fn image_put(
+        &self,
+        who: &Principal,
+        label: &str,
+        expected: Option<String>,
+        mut content: ByteStream,
+    ) -> Answer<Image> {
+        let (mut hash, mut size_bytes) = (Sha256::new(), 0);
+        while let Some(piece) = content.next().await {
+            let piece = piece.map_err(Fault::internal)?;
+            hash.update(&piece);
+            size_bytes += piece.len() as u64;
+        }
+        let digest = hex::encode(hash.finalize());
+        if expected.is_some_and(|expected| expected != digest) {
+            return refuse(
+                FaultKind::Impossible,
+                "The content is not what its digest says",
+            );
+        }
+        let image = Image {
+            digest: digest.clone(),
+            size_bytes,
+            label: label.into(),
+            created_ms: NOW_MS,
+        };
+        let kept = self.state().versioned(image.clone());
+        self.state().images.insert(digest.clone(), kept);
+        self.happened(
+            &who.name,
+            "image.stored",
+            &format!("images/{digest}"),
+            "Stored",
+        );
+        Ok(image)
+    }
+    async fn image_list(&self, page: PageRequest) -> Answer<Page<Image>> {
+        Ok(part_of(&self.state().images, &page))
+    }
+    async fn image_get(&self, digest: &str) -> Answer<Versioned<Image>> {
+        found(&self.state().images, "image", digest)
+    }
+    async fn image_delete(&self, _: &Principal, digest: &str) -> Answer<()> {
+        found(&self.state().images, "image", digest)?;
+        self.state().images.remove(digest);
+        Ok(())
+    }
+
+    async fn vm_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Vm>> {
+        let state = self.state();
+        let mine = state
+            .vms
+            .iter()
+            .filter(|(key, _)| key.0 == project.as_str());
+        Ok(part(
+            mine.map(|(key, vm)| (key.1.clone(), vm.value.clone())),
+            &page,
+        ))
+    }
+    async fn vm_get(&self, project: &Name, name: &Name) -> Answer<Versioned<Vm>> {
+        self.vm(project, name)
+    }
+    async fn vm_create(
+        &self,
+        who: &Principal,
+        project: &Name,
+        request: VmCreate,
+    ) -> Answer<(Versioned<Vm>, Operation)> {
+        if request.name.as_str() == "slow" {
+            self.gate.acquire().await.unwrap().forget();
+        }
+        if request.template.is_none()
+            && (request.kernel.is_none() || request.memory_bytes.is_none())
+        {
+            return refuse(
+                FaultKind::Invalid,
+                "Give a template, or kernel and memory_bytes",
+            );
+        }
+        let object = object_of(project, &request.name);
+        let bound =
+            self.state().bindings.iter().any(|binding| {
+                binding.action == "vm.create" && binding.mode == BindingMode::Enforce
+            });
+        let missing = sample::missing_tags(&request.tags);
+        if bound && !missing.is_empty() {
+            self.record_decision("policy", &object, false);
+            return Err(Fault {
+                kind: FaultKind::Denied,
+                message: "A policy denies creating this machine".into(),
+                reasons: missing,
+            });
+        }
+        if self.vm(project, &request.name).is_ok() {
+            return refuse(FaultKind::Conflict, "A machine of this name exists already");
+        }
+        self.created.fetch_add(1, Ordering::SeqCst);
+        let decision = self.record_decision("placement", &object, false);
+        let vm = self.set_vm(sample::vm(project, &request, &decision));
+        self.happened(&who.name, "vm.created", &object, "It was placed on left");
+        Ok((vm, self.simple("vm.start", &object)))
+    }
+    async fn vm_start(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
+        self.turn(project, name, Desired::Running)?;
+        let object = object_of(project, name);
+        self.happened(&who.name, "vm.started", &object, "It runs");
+        Ok(self.simple("vm.start", &object))
+    }
+    async fn vm_stop(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        _: bool,
+    ) -> Answer<Operation> {
+        self.turn(project, name, Desired::Stopped)?;
+        let object = object_of(project, name);
+        self.happened(&who.name, "vm.stopped", &object, "It stopped");
+        Ok(self.simple("vm.stop", &object))
+    }
+    async fn vm_delete(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        force: bool,
+        if_match: Option<u64>,
+    ) -> Answer<()> {
+        let vm = self.vm(project, name)?;
+        if if_match.is_some_and(|revision| revision != vm.revision) {
+            return refuse(FaultKind::Changed, "The machine changed since it was read");
+        }
+        if vm.value.phase == VmPhase::Running && !force {
+            return refuse(
+                FaultKind::Conflict,
+                "The machine runs; stop it or use force",
+            );
+        }
+        self.state().vms.remove(&key_of(project, name));
+        self.happened(
+            &who.name,
+            "vm.deleted",
+            &object_of(project, name),
+            "It is gone",
+        );
+        Ok(())
+    }
+    async fn vm_console(&self, _: &Principal, project: &Name, name: &Name) -> Answer<Console> {
+        if self.vm(project, name)?.value.phase != VmPhase::Running {
+            return refuse(
+                FaultKind::Conflict,
+                "The machine does not run; start it first",
+            );
+        }
+        let (input, mut typed) = tokio::sync::mpsc::channel::<Bytes>(16);
+        if name.as_str() == "flood" {
+            let flood = futures::stream::repeat(Bytes::from(vec![b'x'; 32 << 10])).map(Ok);
+            return Ok(Console {
+                output: Box::pin(flood),
+                input,
+            });
+        }
+        let (printed, output) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(16);
+        tokio::spawn(async move {
+            let mut print = Ok(Bytes::from_static(b"booted\r\n"));
+            loop {
+                if printed.send(print).await.is_err() {
+                    return;
+                }
+                match typed.recv().await {
+                    Some(bytes) if bytes.starts_with(b"exit") => return,
+                    Some(bytes) => print = Ok(bytes.to_ascii_uppercase().into()),
+                    None => return,
+                }
+            }
+        });
+        let output = futures::stream::unfold(output, |mut output| async move {
+            output.recv().await.map(|piece| (piece, output))
+        });
+        Ok(Console {
+            output: Box::pin(output),
+            input,
+        })
+    }
+    async fn vm_log(&self, project: &Name, name: &Name) -> Answer<ByteStream> {
+        self.vm(project, name)?;
+        let lines = [b"booted\r\n".as_slice(), b"tick 1\r\n"];
+        let pieces = lines.map(|line| Ok(Bytes::from_static(line)));
+        Ok(Box::pin(futures::stream::iter(pieces)))
+    }
+    async fn vm_migrate(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        request: MigrateRequest,
+    ) -> Answer<Operation> {
+        let mut vm = self.vm(project, name)?.value;
+        found(&self.state().hosts, "host", request.to.as_str())?;
+        let object = object_of(project, name);
+        let operation = sample::operation("vm.migrate", &object);
+        let mut migration = sample::migration(&vm, &request);
+        let mut states = Vec::new();
+        for number in 1..=3 {
+            migration = sample::next_round(migration, number);
+            let mut state = operation.clone();
+            state.migration = Some(Box::new(migration.clone()));
+            states.push(state);
+        }
+        let doubtful = name.as_str() == "doubt";
+        if doubtful {
+            migration.phase = MigrationPhase::InDoubt;
+            migration.reason = "The link was cut behind the commit".into();
+        } else {
+            migration = sample::arrived(migration);
+            vm.phase = VmPhase::Moved;
+            vm.host = request.to;
+            vm.epoch += 1;
+            self.set_vm(vm);
+        }
+        let mut last = finished(operation.clone());
+        if doubtful {
+            last.state = OperationState::Failed;
+            last.message = migration.reason.clone();
+        }
+        last.migration = Some(Box::new(migration.clone()));
+        states.push(last);
+        let kept = self.state().versioned(migration.clone());
+        self.state().migrations.insert(migration.id.clone(), kept);
+        self.happened(&who.name, "vm.migrated", &object, "It moved");
+        Ok(self.operate(operation, states))
+    }
+
+    async fn migration_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Migration>> {
+        let state = self.state();
+        let mine = state
+            .migrations
+            .iter()
+            .filter(|(_, m)| m.value.project == *project);
+        Ok(part(
+            mine.map(|(key, m)| (key.clone(), m.value.clone())),
+            &page,
+        ))
+    }
+    async fn migration_get(&self, _: &Name, id: &str) -> Answer<Versioned<Migration>> {
+        found(&self.state().migrations, "migration", id)
+    }
+    async fn migration_resolve(
+        &self,
+        who: &Principal,
+        _: &Name,
+        id: &str,
+        fenced: &Name,
+    ) -> Answer<Migration> {
+        let mut migration = found(&self.state().migrations, "migration", id)?.value;
+        if migration.phase != MigrationPhase::InDoubt {
+            return refuse(FaultKind::Conflict, "The migration is not in doubt");
+        }
+        migration.phase = if *fenced == migration.to {
+            MigrationPhase::Failed
+        } else {
+            MigrationPhase::Done
+        };
+        let kept = self.state().versioned(migration.clone());
+        self.state().migrations.insert(id.into(), kept);
+        self.happened(&who.name, "migration.resolved", id, "By hand");
+        Ok(migration)
+    }
+
+    async fn operation_get(&self, id: &str) -> Answer<Operation> {
+        let state = self.state();
+        let operation = state.operations.get(id);
+        let operation = operation.ok_or_else(|| Fault::not_found(format!("operation {id}")))?;
+        Ok(operation.borrow().clone())
+    }
+    async fn operation_watch(&self, id: &str) -> Answer<RecordStream<Operation>> {
+        let watched = self.state().operations.get(id).cloned();
+        let watched = watched.ok_or_else(|| Fault::not_found(format!("operation {id}")))?;
+        let states = futures::stream::unfold(Some((watched, true)), |next| async move {
+            let (mut watched, first) = next?;
+            if !first {
+                watched.changed().await.ok()?;
+            }
+            let operation = watched.borrow_and_update().clone();
+            let ended = operation.state != OperationState::Running;
+            Some((operation, (!ended).then_some((watched, false))))
+        });
+        Ok(Box::pin(states))
+    }
+
+    async fn marketplace_list(&self, page: PageRequest) -> Answer<Page<MarketplaceItem>> {
+        let state = self.state();
+        let all = state.marketplace.iter();
+        Ok(part(
+            all.map(|item| (item.reference.clone(), item.clone())),
+            &page,
+        ))
+    }
+    async fn marketplace_get(&self, reference: &str) -> Answer<MarketplaceItem> {
+        let state = self.state();
+        let known = state.marketplace.iter().find(|item| {
+            item.reference == reference || item.reference.split('@').next() == Some(reference)
+        });
+        known
+            .cloned()
+            .ok_or_else(|| Fault::not_found(format!("artifact {reference} in the marketplace")))
+    }
+    async fn plugin_list(&self, page: PageRequest) -> Answer<Page<Plugin>> {
+        Ok(part_of(&self.state().plugins, &page))
+    }
+    async fn plugin_get(&self, name: &str) -> Answer<Versioned<Plugin>> {
+        found(&self.state().plugins, "plugin", name)
+    }
+    async fn plugin_install(
+        &self,
+        who: &Principal,
+        request: PluginInstall,
+    ) -> Answer<MarketplaceItem> {
+        let mut item = self.marketplace_get(&request.reference).await?;
+        if let Some(problem) = item.signature_problem {
+            return refuse(FaultKind::Impossible, &problem);
+        }
+        if request.digest.is_some_and(|digest| digest != item.digest) {
+            return refuse(FaultKind::Impossible, "It is not what was shown");
+        }
+        let kept_back: Vec<String> = item
+            .capabilities
+            .iter()
+            .filter(|capability| !request.grant.contains(capability))
+            .cloned()
+            .collect();
+        if !kept_back.is_empty() {
+            return Err(Fault {
+                kind: FaultKind::Impossible,
+                message: "It needs capabilities that were not granted".into(),
+                reasons: kept_back,
+            });
+        }
+        let (name, version) = item.reference.split_once('@').unwrap();
+        let (name, version) = (name.to_owned(), version.to_owned());
+        let signed_by = item.signed_by.clone().unwrap_or_default();
+        let mut state = self.state();
+        if item.kind == "template" {
+            let template = state.versioned(Template {
+                name: name.clone(),
+                version,
+                description: item.description.clone(),
+                plugin: "dwcp/template-default".into(),
+                digest: item.digest.clone(),
+                signed_by,
+                kernel: Some(digest_of(b"kernel")),
+                initrd: None,
+                document: "memory = \"512MiB\"\n".into(),
+                installed_ms: NOW_MS,
+            });
+            state.templates.insert(name, template);
+        } else {
+            let plugin = state.versioned(Plugin {
+                name: name.clone(),
+                version,
+                world: item.world.clone(),
+                digest: item.digest.clone(),
+                signed_by,
+                capabilities: item.capabilities.clone(),
+                active: true,
+                installed_ms: NOW_MS,
+                calls: 3,
+                faults: 0,
+            });
+            state.plugins.insert(name, plugin);
+        }
+        drop(state);
+        item.installed = true;
+        self.happened(&who.name, "plugin.installed", &item.reference, "Installed");
+        Ok(item)
+    }
+    async fn plugin_remove(&self, who: &Principal, name: &str) -> Answer<()> {
+        let mut state = self.state();
+        let gone = state.plugins.remove(name).is_some() | state.templates.remove(name).is_some();
+        drop(state);
+        if !gone {
+            return Err(Fault::not_found(format!("plugin or template {name}")));
+        }
+        self.happened(&who.name, "plugin.removed", name, "Removed");
+        Ok(())
+    }
+    async fn template_list(&self, page: PageRequest) -> Answer<Page<Template>> {
+        Ok(part_of(&self.state().templates, &page))
+    }
+    async fn template_get(&self, name: &str) -> Answer<Versioned<Template>> {
+        found(&self.state().templates, "template", name)
+    }
+
+    async fn policy_list(&self, page: PageRequest) -> Answer<Page<Policy>> {
+        Ok(part_of(&self.state().policies, &page))
+    }
+    async fn policy_get(&self, name: &Name) -> Answer<Versioned<Policy>> {
+        found(&self.state().policies, "policy", name.as_str())
+    }
+    async fn policy_apply(
+        &self,
+        who: &Principal,
+        name: &Name,
+        source: String,
+    ) -> Answer<Versioned<Policy>> {
+        if !source.starts_with("package ") {
+            return Err(Fault {
+                kind: FaultKind::Impossible,
+                message: "The policy does not compile".into(),
+                reasons: vec!["line 1: package expected".into()],
+            });
+        }
+        let policy = Policy {
+            name: name.clone(),
+            digest: digest_of(source.as_bytes()),
+            source,
+            facts: vec!["tags".into()],
+            applied_ms: NOW_MS,
+        };
+        let policy = self.state().versioned(policy);
+        self.state()
+            .policies
+            .insert(name.to_string(), policy.clone());
+        self.happened(&who.name, "policy.applied", name.as_str(), "Applied");
+        Ok(policy)
+    }
+    async fn policy_remove(&self, _: &Principal, name: &Name) -> Answer<()> {
+        found(&self.state().policies, "policy", name.as_str())?;
+        if self.state().bindings.iter().any(|b| b.policy == *name) {
+            return refuse(FaultKind::Conflict, "The policy is bound; unbind it first");
+        }
+        self.state().policies.remove(name.as_str());
+        Ok(())
+    }
+    async fn binding_list(&self) -> Answer<Vec<Binding>> {
+        Ok(self.state().bindings.clone())
+    }
+    async fn policy_bind(&self, who: &Principal, binding: Binding) -> Answer<Binding> {
+        found(&self.state().policies, "policy", binding.policy.as_str())?;
+        self.state().bindings.push(binding.clone());
+        self.happened(&who.name, "policy.bound", binding.policy.as_str(), "Bound");
+        Ok(binding)
+    }
+    async fn policy_unbind(&self, _: &Principal, policy: &Name, action: &str) -> Answer<()> {
+        let mut state = self.state();
+        let before = state.bindings.len();
+        state
+            .bindings
+            .retain(|b| b.policy != *policy || b.action != action);
+        if state.bindings.len() == before {
+            return Err(Fault::not_found(format!("binding of {policy} to {action}")));
+        }
+        Ok(())
+    }
+
+    async fn decision_list(
+        &self,
+        subject: Option<&str>,
+        page: PageRequest,
+    ) -> Answer<Page<Decision>> {
+        let state = self.state();
+        let wanted = state
+            .decisions
+            .iter()
+            .filter(|decision| subject.is_none_or(|subject| decision.subject == subject));
+        let numbered = wanted.cloned().zip(0_u32..);
+        Ok(part(
+            numbered.map(|(one, n)| (format!("{n:09}"), one)),
+            &page,
+        ))
+    }
+    async fn decision_get(&self, id: &str) -> Answer<Decision> {
+        let state = self.state();
+        let known = state.decisions.iter().find(|decision| decision.id == id);
+        known
+            .cloned()
+            .ok_or_else(|| Fault::not_found(format!("decision {id}")))
+    }
+    async fn event_list(&self, after: u64, limit: usize) -> Answer<Page<Event>> {
+        let events = self.events.borrow();
+        let wanted = events.iter().filter(|event| event.sequence > after);
+        Ok(Page {
+            items: wanted.take(limit).cloned().collect(),
+            next_cursor: None,
+        })
+    }
+    async fn event_watch(&self, after: u64) -> Answer<RecordStream<Event>> {
+        let state = (self.events.subscribe(), after);
+        let events = futures::stream::unfold(state, |(mut events, after)| async move {
+            let next = |events: &Vec<Event>| events.iter().find(|e| e.sequence > after).cloned();
+            let found = events
+                .wait_for(|events| next(events).is_some())
+                .await
+                .ok()?;
+            let event = next(&found)?;
+            drop(found);
+            let sequence = event.sequence;
+            Some((event, (events, sequence)))
+        });
+        Ok(Box::pin(events))
+    }
+
+    async fn audit_checkpoint(&self, _: &Principal) -> Answer<AuditCheckpoint> {
+        Ok(self.state().log().checkpoint())
+    }
+    async fn audit_entries(
+        &self,
+        _: &Principal,
+        from: u64,
+        limit: usize,
+    ) -> Answer<Vec<AuditRecord>> {
+        Ok(self.state().log().records(from, limit))
+    }
+    async fn audit_consistency(&self, _: &Principal, old: u64, new: u64) -> Answer<Vec<String>> {
+        self.state().log().consistency(old, new)
+    }
+    async fn audit_inclusion(&self, _: &Principal, index: u64, size: u64) -> Answer<Vec<String>> {
+        self.state().log().inclusion(index, size)
+    }
+
+    async fn metrics(&self) -> String {
+        "# TYPE dwcp_vms gauge\ndwcp_vms 0\n".into()
+    }
+}
