@@ -86,6 +86,47 @@ fn every_limit_is_in_the_code() {
     assert_none(&lost);
 }
 
+#[test]
+fn every_key_of_the_configuration_is_documented() {
+    let code = fs::read_to_string(root().join("host/dwcpd/src/config.rs")).unwrap();
+    let page = fs::read_to_string(root().join("docs/src/reference/configuration.md")).unwrap();
+    let keys = keys(&code);
+    assert!(keys.len() > 8, "only {keys:?} found");
+    let lost: Vec<String> = keys
+        .into_iter()
+        .filter(|key| !page.contains(&format!("{key} =")))
+        .collect();
+    assert_none(&lost);
+}
+
+#[test]
+fn the_daemon_accepts_the_configuration_shown() {
+    let Some(folder) = programs() else {
+        println!(
+            "SKIPPED the_daemon_accepts_the_configuration_shown: the programs are not built (cargo build --workspace --bins)"
+        );
+        return;
+    };
+    let page = fs::read_to_string(root().join("docs/src/reference/configuration.md")).unwrap();
+    let example = page
+        .split("```toml\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .unwrap();
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("example.pem"), "PEM").unwrap();
+    let file = place.path().join("dwcpd.toml");
+    let here = format!("{}/", place.path().display());
+    fs::write(&file, example.replace("/etc/dwcp/keys/", &here)).unwrap();
+    let out = Command::new(folder.join("dwcpd"))
+        .args(["--check", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+}
+
 /// The checks, seen to fail.
 #[test]
 fn a_dead_link_is_found() {
@@ -265,6 +306,25 @@ fn ask(folder: &Path, program: &str, path: &[String]) -> Option<String> {
         .then(|| String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
+/// The fields of the structures that are read from the configuration file, tables left out.
+fn keys(code: &str) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for part in code.split("deny_unknown_fields").skip(1) {
+        let fields = part.split("\n}").next().unwrap_or_default();
+        for line in fields.lines() {
+            let Some((name, kind)) = line.trim().trim_end_matches(',').split_once(": ") else {
+                continue;
+            };
+            // A type of this file is a table: its own fields are the keys.
+            let own = code.contains(&format!("struct {kind} {{"));
+            if !own && !kind.starts_with("Vec<") {
+                keys.insert(name.to_owned());
+            }
+        }
+    }
+    keys
+}
+
 /// Pairs of file and name in the last cell of a table's rows.
 fn places(page: &str) -> Vec<(String, String)> {
     page.lines()
@@ -310,9 +370,10 @@ fn links(text: &str) -> Vec<String> {
     found
 }
 
-/// The book's pages and those in the root of the tree.
+/// The book's pages, those in the root of the tree and those beside the policies.
 fn pages() -> Vec<PathBuf> {
     let mut pages = pages_below(&root().join("docs/src"));
+    pages.extend(pages_below(&root().join("policies")));
     for entry in fs::read_dir(root()).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|end| end == "md") {
