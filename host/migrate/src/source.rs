@@ -389,6 +389,7 @@ impl Shared {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let was_full = state.window_is_full();
+        let before = state.unacked.len();
         for sequence in sequences {
             if sequence == 0 || sequence >= state.next_sequence {
                 return Err("The peer acknowledged a frame that was never sent");
@@ -409,6 +410,9 @@ impl Shared {
         if self.advance(state) || was_full {
             drop(guard);
             self.crew.call_all();
+            return Ok(());
+        }
+        if state.unacked.len() == before {
             return Ok(());
         }
         let wire_bytes = self.wire_bytes.load(Ordering::Relaxed);

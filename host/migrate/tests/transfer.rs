@@ -98,6 +98,12 @@ fn memory_arrives_whole_while_the_guest_writes() {
     let pages = 6000;
     let bench = Bench::new(pages, &configurations(pages, 4));
     let sockets = bench.streams(4);
+    // So that no handshake is counted late: the client's second flight carries its certificate.
+    wait_until(|| {
+        sockets
+            .iter()
+            .all(|socket| tcp::info(socket).unwrap().sent_bytes > 700)
+    });
     bench.left.fill_all(&mut random);
     let zero_before = (0..pages).filter(|page| bench.left.read(*page).iter().all(|b| *b == 0));
     let zero_before = zero_before.count() as u64;
@@ -134,7 +140,7 @@ fn memory_arrives_whole_while_the_guest_writes() {
     assert!(
         rounds
             .iter()
-            .all(|round| round.payload_bytes < round.wire_bytes)
+            .all(|round| round.payload_bytes <= round.wire_bytes)
     );
 
     let state: Vec<u8> = (0..700_000).map(|_| random.next() as u8).collect();
@@ -297,8 +303,8 @@ fn a_stranger_cannot_disturb_a_transfer() {
 fn a_silent_peer_fails_the_transfer() {
     let pages = 64;
     let mut configs = configurations(pages, 1);
-    configs.0.idle_timeout_ms = 300;
-    configs.1.idle_timeout_ms = 300;
+    configs.0.idle_timeout_ms = 1000;
+    configs.1.idle_timeout_ms = 1000;
     // Nobody comes at all.
     let bench = Bench::new(pages, &configs);
     for events in [&bench.from_source, &bench.from_destination] {
@@ -317,16 +323,18 @@ fn a_silent_peer_fails_the_transfer() {
 fn a_pulse_keeps_an_idle_transfer_alive() {
     let pages = 64;
     let mut configs = configurations(pages, 2);
-    configs.0.idle_timeout_ms = 400;
-    configs.1.idle_timeout_ms = 400;
+    configs.0.idle_timeout_ms = 1500;
+    configs.1.idle_timeout_ms = 1500;
     let bench = Bench::new(pages, &configs);
     bench.streams(2);
     bench.left.bitmap.set_all();
     bench.source.round();
     bench.round_done();
     // Several times the timeout, without a word from the daemon.
-    let quiet = Duration::from_millis(2000);
-    assert!(bench.from_source.recv_timeout(quiet).is_err());
+    let quiet = Duration::from_millis(4000);
+    if let Ok(said) = bench.from_source.recv_timeout(quiet) {
+        panic!("{said:?}");
+    }
     bench.finish(b"state");
 }
 

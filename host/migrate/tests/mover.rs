@@ -1,0 +1,332 @@
+//! The mover as it runs: two processes started as the launcher would, confined, moving a guest between them.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+
+use common::{Guest, PATIENCE, Random, certificate, configurations, content, pair, seed};
+use dwcp_jail::{DENIED_EXIT_CODE, Handover, LastWordsPipe};
+use dwcp_memory::{PageIndex, reopen_read_only};
+use dwcp_migrate::client::MoverClient;
+use dwcp_migrate::protocol::{Bytes, Event, MoverConfig, RoundDone};
+
+/// A running mover and its daemon's end.
+struct Mover {
+    child: Child,
+    words: RefCell<LastWordsPipe>,
+    client: MoverClient,
+}
+
+impl Mover {
+    fn start(config: &MoverConfig, memory: OwnedFd, bitmap: OwnedFd) -> Self {
+        let mover = Self::start_raw(&serde_json::to_vec(config).unwrap(), memory, bitmap);
+        assert_eq!(mover.next(), Event::Ready);
+        mover
+    }
+
+    fn start_raw(config: &[u8], memory: OwnedFd, bitmap: OwnedFd) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (handover, words) = Handover::new(config, vec![memory, bitmap, theirs.into()]).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dwcp-mover"));
+        command.env_clear().stdin(Stdio::null());
+        handover.prepare(&mut command);
+        let child = command.spawn().unwrap();
+        Self {
+            child,
+            words: RefCell::new(words),
+            client: MoverClient::new(ours).unwrap(),
+        }
+    }
+
+    /// The next event that is not progress.
+    fn next(&self) -> Event {
+        self.next_with_fd().0
+    }
+
+    fn next_with_fd(&self) -> (Event, Option<OwnedFd>) {
+        loop {
+            let said = self.any();
+            if !matches!(said.0, Event::Progress(_)) {
+                return said;
+            }
+        }
+    }
+
+    /// The next event.
+    fn any(&self) -> (Event, Option<OwnedFd>) {
+        let said = self.client.next_event_within(PATIENCE);
+        let said = said.unwrap_or_else(|error| {
+            let mut words = self.words.borrow_mut();
+            while words.drain() {}
+            panic!("{error}: {:?}", words.spoken());
+        });
+        said.expect("an event in time")
+    }
+
+    fn round_done(&self) -> RoundDone {
+        match self.next() {
+            Event::RoundDone(done) => done,
+            other => panic!("{other:?} instead of the end of a round"),
+        }
+    }
+
+    /// Every thread's seccomp mode, as the kernel tells it.
+    fn seccomp_modes(&self) -> Vec<String> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        std::fs::read_dir(tasks)
+            .unwrap()
+            .map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+            .map(|status| {
+                let line = status.lines().find(|line| line.starts_with("Seccomp:"));
+                line.unwrap().to_owned()
+            })
+            .collect()
+    }
+
+    /// Closes the control socket; returns the exit code and the last words.
+    fn end(self) -> (Option<i32>, Option<String>) {
+        let Self {
+            mut child,
+            words,
+            client,
+        } = self;
+        drop(client);
+        let status = child.wait().unwrap();
+        let words = words
+            .into_inner()
+            .wait(30_000)
+            .map(|words| words.to_string());
+        (status.code(), words)
+    }
+}
+
+fn device_state(bytes: &[u8]) -> File {
+    let name = c"state";
+    let flags = nix::sys::memfd::MFdFlags::empty();
+    let file = File::from(nix::sys::memfd::memfd_create(name, flags).unwrap());
+    file.write_all_at(bytes, 0).unwrap();
+    file
+}
+
+/// A guest and both its movers, connected by `streams` streams.
+fn movers(pages: u64, streams: u8) -> (Guest, Guest, Mover, Mover) {
+    let (left, right) = (Guest::new(pages), Guest::new(pages));
+    let configs = configurations(pages, streams);
+    // As the launcher does it: the source cannot write the memory even if it is taken over.
+    let read_only = reopen_read_only(left.memory.fd()).unwrap();
+    let source = Mover::start(&configs.0, read_only, left.bitmap_fd());
+    let destination = Mover::start(&configs.1, right.memory_fd(), right.bitmap_fd());
+    for _ in 0..streams {
+        let (near, far) = pair();
+        source.client.add_stream(near).unwrap();
+        destination.client.add_stream(far).unwrap();
+    }
+    (left, right, source, destination)
+}
+
+#[test]
+fn confined_movers_move_a_guest() {
+    let mut random = Random(seed());
+    let pages = 16_000;
+    let (left, right, source, destination) = movers(pages, 4);
+    left.fill_all(&mut random);
+    source.client.round().unwrap();
+    let mut progress = 0;
+    let first = loop {
+        match source.any().0 {
+            Event::Progress(figures) => {
+                assert!(figures.pages_sent <= figures.pages_total);
+                assert_eq!(figures.pages_total, pages);
+                progress += 1;
+            }
+            Event::RoundDone(done) => break done,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(first.pages, pages);
+    println!("{progress} reports of progress in {} ms", first.duration_ms);
+
+    for _ in 0..500 {
+        left.write(random.below(pages), &mut random);
+    }
+    let dirty = left.bitmap.count();
+    source.client.round().unwrap();
+    assert_eq!(source.round_done().pages, dirty);
+
+    for mover in [&source, &destination] {
+        let modes = mover.seccomp_modes();
+        // The crew, the speaker and the one that takes commands.
+        assert_eq!(modes.len(), 6);
+        assert!(modes.iter().all(|mode| mode == "Seccomp:\t2"), "{modes:?}");
+    }
+
+    for _ in 0..50 {
+        left.write(random.below(pages), &mut random);
+    }
+    let state: Vec<u8> = content(&mut random).repeat(40);
+    source.client.finish(device_state(&state)).unwrap();
+    assert_eq!(source.next(), Event::Flushed);
+    let (event, fd) = destination.next_with_fd();
+    let Event::Complete(complete) = event else {
+        panic!("{event:?} instead of completion");
+    };
+    let last = source.round_done();
+    assert_eq!(complete.pages, first.pages + dirty + last.pages);
+    let mut arrived = vec![0; state.len()];
+    let file = File::from(fd.unwrap());
+    file.read_exact_at(&mut arrived, 0).unwrap();
+    assert!(arrived == state);
+    assert_eq!(file.metadata().unwrap().len(), state.len() as u64);
+    left.assert_same(&right);
+
+    assert_eq!(source.end(), (Some(0), None));
+    assert_eq!(destination.end(), (Some(0), None));
+}
+
+#[test]
+fn a_mover_that_is_killed_fails_the_other_side_only() {
+    let pages = 16_000;
+    let (left, right, mut source, destination) = movers(pages, 2);
+    left.fill_all(&mut Random(seed()));
+    source.client.round().unwrap();
+    // Something has moved, and more is to come.
+    while !matches!(destination.any().0, Event::Progress(_)) {}
+    source.child.kill().unwrap();
+    let reason = match destination.next() {
+        Event::Failed { reason } => reason,
+        other => panic!("{other:?} instead of a failure"),
+    };
+    assert!(reason.contains("lost"), "{reason}");
+    assert_eq!(destination.end(), (Some(0), None));
+    assert_eq!(source.end(), (None, None));
+    // The guest's memory belongs to nobody's mover.
+    left.memory.write_pages(PageIndex(0), &[1; 4096]).unwrap();
+    drop(right);
+}
+
+#[test]
+fn a_forbidden_call_ends_the_mover_and_is_named() {
+    for (number, name) in [
+        (libc::SYS_openat, "openat"),
+        (libc::SYS_socket, "socket"),
+        (libc::SYS_clone, "clone"),
+        (libc::SYS_memfd_create, "memfd_create"),
+    ] {
+        let guest = Guest::new(64);
+        let configs = configurations(64, 1);
+        let mover = Mover::start(&configs.0, guest.memory_fd(), guest.bitmap_fd());
+        if let Err(error) = possessed::call(mover.child.id() as i32, number) {
+            println!("SKIPPED a_forbidden_call_ends_the_mover_and_is_named: ptrace: {error}");
+            return;
+        }
+        let Mover {
+            mut child, words, ..
+        } = mover;
+        assert_eq!(child.wait().unwrap().code(), Some(DENIED_EXIT_CODE));
+        let words = words
+            .into_inner()
+            .wait(30_000)
+            .map(|words| words.to_string());
+        assert_eq!(words, Some(format!("seccomp: {name}")));
+    }
+}
+
+#[test]
+fn a_configuration_that_does_not_fit_is_explained() {
+    let guest = Guest::new(64);
+    let start = |config: &MoverConfig| {
+        let json = serde_json::to_vec(config).unwrap();
+        Mover::start_raw(&json, guest.memory_fd(), guest.bitmap_fd()).end()
+    };
+    let good = configurations(64, 1).0;
+    let cases = [
+        (
+            MoverConfig {
+                memory_bytes: 65 * 4096,
+                ..good.clone()
+            },
+            "266240",
+        ),
+        (
+            MoverConfig {
+                streams: 0,
+                ..good.clone()
+            },
+            "1 to 64 streams",
+        ),
+        (
+            MoverConfig {
+                key: Bytes(certificate().1),
+                ..good.clone()
+            },
+            "certificate",
+        ),
+        (
+            MoverConfig {
+                certificate: Bytes(vec![1, 2]),
+                ..good
+            },
+            "certificate",
+        ),
+    ];
+    for (config, expected) in cases {
+        let (code, words) = start(&config);
+        let words = words.unwrap();
+        assert_eq!(code, Some(1));
+        assert!(
+            words.starts_with("error: ") && words.contains(expected),
+            "{words}"
+        );
+    }
+    let raw = Mover::start_raw(b"{}", guest.memory_fd(), guest.bitmap_fd());
+    assert_eq!(raw.end().0, Some(1));
+}
+
+/// Makes another process call what it never would.
+mod possessed {
+    use std::io::Error;
+
+    /// Stops the process's first thread inside the `recvmsg` that it waits in, turns that into call `number`, and lets
+    /// it go on.
+    pub fn call(pid: i32, number: i64) -> Result<(), Error> {
+        while !call_if_waiting(pid, number)? {}
+        Ok(())
+    }
+
+    fn call_if_waiting(pid: i32, number: i64) -> Result<bool, Error> {
+        request(libc::PTRACE_SEIZE, pid, 0)?;
+        request(libc::PTRACE_INTERRUPT, pid, 0)?;
+        let mut status = 0;
+        // SAFETY: `status` is valid for writing.
+        if unsafe { libc::waitpid(pid, &mut status, libc::__WALL) } != pid {
+            return Err(Error::last_os_error());
+        }
+        // SAFETY: all-zero is a valid value of this plain structure.
+        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        request(libc::PTRACE_GETREGS, pid, &raw mut registers as usize)?;
+        let waiting = registers.orig_rax == libc::SYS_recvmsg as u64;
+        if waiting {
+            // The instruction before is `syscall`; it is executed again, and the call that was waited in forgotten.
+            registers.rip -= 2;
+            registers.rax = number as u64;
+            registers.orig_rax = u64::MAX;
+            request(libc::PTRACE_SETREGS, pid, &raw mut registers as usize)?;
+        }
+        request(libc::PTRACE_DETACH, pid, 0)?;
+        Ok(waiting)
+    }
+
+    fn request(what: libc::c_uint, pid: i32, data: usize) -> Result<(), Error> {
+        // SAFETY: the address is unused, and the data is zero or points to registers that live through the call.
+        match unsafe { libc::ptrace(what, pid, 0usize, data) } {
+            -1 => Err(Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+}
