@@ -1,11 +1,16 @@
-//! Boots one kernel to its end, without the launcher: `boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB]
-//! [--vcpus N]`.
+//! Boots one kernel to its end, without the launcher:
+//! `boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT]`.
+//!
+//! `--move-at` pauses the guest once it has printed TEXT, saves it, ends its process, and lets it go on in a second one
+//! over the same memory.
 //!
 //! The guest's serial output goes to standard output; afterwards one line on standard error says how long it took and
 //! how the guest ended. Finds `dwcp-vmm` beside itself or one directory up. Needs `/dev/kvm` and a writable `/tmp`.
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -13,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use dwcp_memory::MemorySize;
 use dwcp_vmm::config::{Boot, VmConfig};
-use dwcp_vmm::spawn::{GuestFiles, Plan, spawn};
+use dwcp_vmm::spawn::{GuestFiles, Plan, Spawned, spawn};
 
 /// A guest that has not ended by itself after this long is ended.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -24,6 +29,7 @@ struct Arguments {
     cmdline: String,
     memory: MemorySize,
     vcpus: u8,
+    move_at: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -41,39 +47,29 @@ fn main() -> ExitCode {
 fn boot() -> Result<bool> {
     let arguments = parse()?;
     let started = Instant::now();
-    let config = VmConfig {
-        id: "boot-once".to_owned(),
-        vcpus: arguments.vcpus,
-        memory_bytes: arguments.memory.bytes(),
-        boot: Boot::Fresh {
-            cmdline: arguments.cmdline,
-            initrd: arguments.initrd.is_some(),
-        },
-    };
+    let guest = GuestFiles::new(arguments.memory)?;
     let open = |path: &Path| File::open(path).with_context(|| path.display().to_string());
     let initrd = arguments.initrd.as_deref().map(open).transpose()?;
-    let guest = GuestFiles::new(arguments.memory)?;
-    let directory = std::env::temp_dir();
-    let vmm = spawn(Plan {
-        program: &program()?,
-        directory: &directory,
-        config: &config,
-        guest: &guest,
-        kernel: Some((open(&arguments.kernel)?, initrd)),
-    })
-    .context("The VMM could not be started")?;
-    let show = vmm.client().and_then(|mut client| {
+    let first = Boot::Fresh {
+        cmdline: arguments.cmdline.clone(),
+        initrd: initrd.is_some(),
+    };
+    let kernel = Some((open(&arguments.kernel)?, initrd));
+    let mut vmm = start(&arguments, &guest, "boot-once", first, kernel)?;
+    let mut client = vmm.client()?;
+    let console = client.console()?;
+    client.run(1)?;
+    if show_until(console, arguments.move_at.as_deref())? {
+        client.pause()?;
+        let (state, bytes) = client.save()?;
+        drop(vmm);
+        vmm = start(&arguments, &guest, "moved", Boot::Incoming, None)?;
+        let mut client = vmm.client()?;
+        client.load(state.as_fd())?;
         let console = client.console()?;
-        client.run(1)?;
-        Ok(console)
-    });
-    if let Ok(mut console) = show {
-        let mut buffer = [0; 4096];
-        let mut out = std::io::stdout().lock();
-        while let Ok(count @ 1..) = console.read(&mut buffer) {
-            out.write_all(&buffer[..count])?;
-            out.flush()?;
-        }
+        client.run(2)?;
+        eprintln!("boot-once: moved, {bytes} bytes of state");
+        show_until(console, None)?;
     }
     let ended = vmm.wait(DEADLINE)?;
     let words = ended.words.unwrap_or_else(|| ended.status.to_string());
@@ -82,6 +78,52 @@ fn boot() -> Result<bool> {
         started.elapsed().as_millis()
     );
     Ok(words == "guest: power-off" || words == "guest: reset")
+}
+
+fn start(
+    arguments: &Arguments,
+    guest: &GuestFiles,
+    id: &str,
+    boot: Boot,
+    kernel: Option<(File, Option<File>)>,
+) -> Result<Spawned> {
+    let config = VmConfig {
+        id: id.to_owned(),
+        vcpus: arguments.vcpus,
+        memory_bytes: arguments.memory.bytes(),
+        boot,
+    };
+    spawn(Plan {
+        program: &program()?,
+        directory: &std::env::temp_dir(),
+        config: &config,
+        guest,
+        kernel,
+    })
+    .context("The VMM could not be started")
+}
+
+/// Shows what the guest prints, to its end or until it has printed `text`; answers whether it has.
+fn show_until(mut console: UnixStream, text: Option<&str>) -> Result<bool> {
+    let mut seen: Vec<u8> = Vec::new();
+    let mut buffer = [0; 4096];
+    let mut out = std::io::stdout().lock();
+    while let Ok(count @ 1..) = console.read(&mut buffer) {
+        out.write_all(&buffer[..count])?;
+        out.flush()?;
+        if let Some(text) = text {
+            // Only the tail can still become the text.
+            seen.drain(..seen.len().saturating_sub(text.len()));
+            seen.extend(&buffer[..count]);
+            if seen
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+            {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn program() -> Result<PathBuf> {
@@ -96,7 +138,7 @@ fn program() -> Result<PathBuf> {
 fn parse() -> Result<Arguments> {
     let mut words = std::env::args().skip(1);
     let kernel = words.next().context(
-        "Usage: boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N]",
+        "Usage: boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT]",
     )?;
     let mut arguments = Arguments {
         kernel: kernel.into(),
@@ -104,6 +146,7 @@ fn parse() -> Result<Arguments> {
         cmdline: "console=ttyS0 reboot=t panic=-1".to_owned(),
         memory: MemorySize::mib(256)?,
         vcpus: 1,
+        move_at: None,
     };
     while let Some(word) = words.next() {
         let value = words
@@ -113,6 +156,7 @@ fn parse() -> Result<Arguments> {
             "--initrd" => arguments.initrd = Some(value.into()),
             "--cmdline" => arguments.cmdline = value,
             "--memory" => arguments.memory = MemorySize::mib(value.parse()?)?,
+            "--move-at" if !value.is_empty() => arguments.move_at = Some(value),
             "--vcpus" => arguments.vcpus = value.parse()?,
             _ => bail!("{word} is unknown"),
         }

@@ -149,6 +149,12 @@ impl CpuFeatures {
     }
 }
 
+/// Whether a vCPU that was told this has extended registers and their control registers.
+pub(super) fn has_xsave(told: &[kvm_cpuid_entry2]) -> bool {
+    told.iter()
+        .any(|entry| entry.function == 1 && entry.ecx & 1 << 26 != 0)
+}
+
 /// The form in which KVM takes it.
 pub(super) fn to_kvm(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, KvmError> {
     CpuId::from_entries(entries).map_err(|_| KvmError::Missing("room for so many CPUID entries"))

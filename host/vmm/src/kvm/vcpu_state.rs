@@ -24,7 +24,8 @@ pub struct VcpuState {
     regs: kvm_regs,
     sregs: kvm_sregs,
     xsave: Box<kvm_xsave>,
-    xcrs: kvm_xcrs,
+    /// None on a CPU without them.
+    xcrs: Option<kvm_xcrs>,
     debug: kvm_debugregs,
     lapic: Box<kvm_lapic_state>,
     msrs: Vec<kvm_msr_entry>,
@@ -51,8 +52,9 @@ impl VcpuState {
                 vcpu.get_xsave()
                     .map_err(KvmError::refused("read extended registers"))?,
             ),
-            xcrs: vcpu
-                .get_xcrs()
+            xcrs: cpuid::has_xsave(cpuid)
+                .then(|| vcpu.get_xcrs())
+                .transpose()
                 .map_err(KvmError::refused("read extended control registers"))?,
             debug: vcpu
                 .get_debug_regs()
@@ -88,8 +90,10 @@ impl VcpuState {
         // SAFETY: this process asked for no dynamically enabled feature, so KVM reads just these 4096 bytes.
         unsafe { vcpu.set_xsave(&self.xsave) }
             .map_err(KvmError::refused("set extended registers"))?;
-        vcpu.set_xcrs(&self.xcrs)
-            .map_err(KvmError::refused("set extended control registers"))?;
+        if let Some(xcrs) = &self.xcrs {
+            vcpu.set_xcrs(xcrs)
+                .map_err(KvmError::refused("set extended control registers"))?;
+        }
         vcpu.set_debug_regs(&self.debug)
             .map_err(KvmError::refused("set debug registers"))?;
         vcpu.set_lapic(&self.lapic)
