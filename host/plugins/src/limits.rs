@@ -63,6 +63,8 @@ pub struct SandboxConfig {
     pub cache_bytes: u64,
     /// The largest component that is compiled, in bytes.
     pub component_bytes: usize,
+    /// Processor time for starting a component and reading its manifest, in milliseconds.
+    pub manifest_ms: u64,
     /// Instances that may live at once, over all plugins.
     pub instances: u32,
     /// Who is told every decision.
@@ -78,6 +80,7 @@ impl SandboxConfig {
             key_file: dir.join("cache.key"),
             cache_bytes: 1 << 30,
             component_bytes: 128 << 20,
+            manifest_ms: 10_000,
             instances: 1_000,
             recorder,
         }

@@ -204,6 +204,7 @@ pub struct Sandbox {
     pub(crate) ticker: Ticker,
     cache: CodeCache,
     component_bytes: usize,
+    manifest_ms: u64,
     pub(crate) recorder: Arc<dyn Recorder>,
 }
 
@@ -231,6 +232,7 @@ impl Sandbox {
             ticker,
             cache,
             component_bytes: config.component_bytes,
+            manifest_ms: config.manifest_ms,
             recorder: config.recorder,
         }))
     }
@@ -303,7 +305,7 @@ impl Sandbox {
             ..Limits::default()
         };
         let mut store = new_store(&pre, limits);
-        let manifest = run(&self.ticker, &mut store, limits.start_ms, |store| {
+        let manifest = run(&self.ticker, &mut store, self.manifest_ms, |store| {
             let instance = pre.instantiate(&mut *store)?;
             Described::new(&mut *store, &instance)?
                 .dwcp_types_plugin()

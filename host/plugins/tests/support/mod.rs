@@ -45,6 +45,7 @@ pub fn bench() -> Bench {
     let kept = Arc::new(Kept::default());
     let sandbox = Sandbox::new(SandboxConfig {
         instances: 40,
+        manifest_ms: 1_000,
         ..SandboxConfig::below(dir.path(), kept.clone())
     })
     .unwrap();
@@ -54,6 +55,7 @@ pub fn bench() -> Bench {
 pub fn quiet_sandbox(dir: &Path) -> Arc<Sandbox> {
     Sandbox::new(SandboxConfig {
         instances: 40,
+        manifest_ms: 1_000,
         ..SandboxConfig::below(dir, Arc::new(NoRecorder))
     })
     .unwrap()
