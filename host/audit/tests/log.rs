@@ -8,6 +8,7 @@ use dwcp_audit::{
     AppendError, AuditLog, Entry, Hash, OpenError, Options, Outcome, ReadError, Replay, Signer,
     Verifier,
 };
+use proptest::prelude::*;
 use serde_json::json;
 
 const NAME: &str = "left.example/dwcp/audit";
@@ -509,5 +510,76 @@ fn a_client_follows_a_log_that_grows() {
             }
         }
         kept = Some(replay.finish(&verifier, &note).unwrap());
+    }
+}
+
+/// One thing that may happen to a file.
+#[derive(Debug, Clone)]
+enum Accident {
+    Flip(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+    Insert(prop::sample::Index, Vec<u8>),
+    Remove(prop::sample::Index, usize),
+    Delete,
+}
+
+fn accident() -> impl Strategy<Value = Accident> {
+    prop_oneof![
+        (any::<prop::sample::Index>(), 1..=255_u8).prop_map(|(at, bits)| Accident::Flip(at, bits)),
+        any::<prop::sample::Index>().prop_map(Accident::Cut),
+        (
+            any::<prop::sample::Index>(),
+            prop::collection::vec(any::<u8>(), 1..300)
+        )
+            .prop_map(|(at, bytes)| Accident::Insert(at, bytes)),
+        (any::<prop::sample::Index>(), 1..600_usize)
+            .prop_map(|(at, count)| Accident::Remove(at, count)),
+        Just(Accident::Delete),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens to the files, a log that opens says nothing that was not written, in the order it was written.
+    #[test]
+    fn a_log_that_opens_is_true(accidents in prop::collection::vec((any::<prop::sample::Index>(), accident()), 1..4)) {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), 25);
+        for (which, accident) in accidents {
+            let mut paths = segments(directory.path());
+            paths.push(directory.path().join("hashes"));
+            let path = which.get(&paths);
+            let Ok(mut bytes) = std::fs::read(path) else { continue };
+            let place = |at: &prop::sample::Index| at.index(bytes.len() + 1);
+            match &accident {
+                Accident::Flip(at, bits) => {
+                    let at = place(at);
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte ^= bits;
+                    }
+                }
+                Accident::Cut(at) => bytes.truncate(place(at)),
+                Accident::Insert(at, more) => {
+                    let at = place(at);
+                    bytes.splice(at..at, more.iter().copied());
+                }
+                Accident::Remove(at, count) => {
+                    let at = place(at);
+                    bytes.drain(at..(at + count).min(bytes.len()));
+                }
+                Accident::Delete => {
+                    std::fs::remove_file(path).unwrap();
+                    continue;
+                }
+            }
+            std::fs::write(path, &bytes).unwrap();
+        }
+        if let Ok(log) = open(directory.path()) {
+            for (n, stored) in log.entries(0, 1000).unwrap().entries.iter().enumerate() {
+                prop_assert_eq!(stored.entry().unwrap(), entry(n as u64));
+            }
+            prop_assert_eq!(log.append(&entry(99)).unwrap().index, log.size() - 1);
+        }
     }
 }

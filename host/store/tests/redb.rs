@@ -323,3 +323,35 @@ async fn many_writers_share_a_sync() {
         "each has a revision of its own, whatever shared its sync"
     );
 }
+
+#[tokio::test]
+async fn a_file_of_a_later_version_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    drop(RedbStore::open(&path).unwrap());
+    let db = redb::Database::open(&path).unwrap();
+    let txn = db.begin_write().unwrap();
+    let meta: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
+    txn.open_table(meta).unwrap().insert("format", 2).unwrap();
+    txn.commit().unwrap();
+    drop(db);
+    let opened = RedbStore::open(&path);
+    assert!(
+        matches!(opened, Err(OpenError::UnknownFormat { format: 2, .. })),
+        "{opened:?}"
+    );
+}
+
+#[test]
+fn only_its_owner_reads_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    drop(RedbStore::open(&path).unwrap());
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let nowhere = RedbStore::open(directory.path().join("missing/store.redb"));
+    assert!(matches!(nowhere, Err(OpenError::Io { .. })), "{nowhere:?}");
+}

@@ -252,11 +252,7 @@ impl AuditLog {
             path: directory.clone(),
             source,
         };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)
-            .map_err(io)?;
+        create_directory(&directory).map_err(io)?;
         let lock = create(&directory.join("lock")).map_err(io)?;
         lock.try_lock().map_err(|error| match error {
             std::fs::TryLockError::WouldBlock => OpenError::InUse {
@@ -517,6 +513,24 @@ impl Place {
             offset,
         }
     }
+}
+
+/// Makes a directory that only its owner may enter, with what is missing above it; their names survive a crash.
+fn create_directory(path: &Path) -> io::Result<()> {
+    let is_new = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let made: Vec<&Path> = path.ancestors().take_while(is_new).collect();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
+    for path in made {
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Opens a file for reading and writing that only its owner may read.

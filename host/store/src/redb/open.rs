@@ -36,7 +36,7 @@ pub enum OpenError {
     },
     /// Its content is not what was written.
     #[error(
-        "The store {} is damaged ({what}): move it aside and put a backup in its place; nothing was changed in it",
+        "The store {} is damaged ({what}): move it aside and put a backup in its place",
         path.display()
     )]
     Damaged {
