@@ -1,3 +1,37 @@
-//! To be written.
+//! `dwcp`: the command line of DWCP. A client of the API and nothing more.
+//!
+//! Tables are for people and JSON (`-o json`) for programs; what goes wrong is said on standard error. It ends with 0
+//! when what was asked for happened, 1 when it did not, 2 when it was not understood.
 
-fn main() {}
+mod args;
+mod colour;
+mod commands;
+mod config;
+mod context;
+mod failure;
+mod output;
+mod progress;
+mod table;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::report(&error.into()),
+    };
+    let outcome = runtime.block_on(commands::run(cli));
+    // Reading the terminal may still be under way in a thread; it ends with the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -1,0 +1,84 @@
+//! `dwcp image`: content that machines boot from.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use dwcp_sdk::types::Image;
+
+use crate::args::digest;
+use crate::context::Context;
+use crate::{progress, units};
+
+/// Commands about images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Upload a kernel or an initial RAM disk
+    #[command(after_help = "Example:
+  dwcp image add ./vmlinuz --label debian-13-cloud")]
+    Add {
+        /// The file
+        file: PathBuf,
+        /// What it is called in lists; the file's name if absent
+        #[arg(long)]
+        label: Option<String>,
+    },
+    /// List stored images
+    List,
+    /// Delete an image that nothing uses
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// Its digest, whole
+        #[arg(value_parser = digest)]
+        digest: String,
+    },
+}
+
+/// Does it.
+pub async fn run(context: &Context, command: ImageCommand) -> anyhow::Result<()> {
+    let (client, output) = (&context.client, context.output);
+    match command {
+        ImageCommand::Add { file, label } => {
+            let image = upload(context, &file, label).await?;
+            let sentence = format!("{} is stored as {}", image.label, image.digest);
+            output.done(&image, &sentence)
+        }
+        ImageCommand::List => {
+            let images = client.image_list().all().await?;
+            output.list(&images, &["DIGEST", "SIZE", "LABEL", "STORED"], row)
+        }
+        ImageCommand::Remove { digest } => {
+            client.image_delete(&digest).await?;
+            output.gone(&format!("{digest} is gone"))
+        }
+    }
+}
+
+/// Uploads a file with a progress bar; one that the host has already is not sent again.
+pub async fn upload(
+    context: &Context,
+    file: &Path,
+    label: Option<String>,
+) -> anyhow::Result<Image> {
+    let label = label.unwrap_or_else(|| {
+        let name = file.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    });
+    let bar = progress::upload(&label);
+    let shown = bar.clone();
+    let uploaded = context.client.image_upload(&label, file, move |uploaded| {
+        shown.set_length(uploaded.total);
+        shown.set_position(uploaded.sent);
+    });
+    let image = uploaded.await;
+    bar.finish_and_clear();
+    Ok(image?)
+}
+
+fn row(image: &Image) -> Vec<String> {
+    vec![
+        image.digest.clone(),
+        units::size(image.size_bytes),
+        image.label.clone(),
+        units::moment(image.created_ms),
+    ]
+}

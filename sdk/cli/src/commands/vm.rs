@@ -1,0 +1,305 @@
+//! `dwcp vm`: virtual machines from create to delete.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use dwcp_sdk::types::{MigrateRequest, Operation, Vm, VmCreate};
+use futures::StreamExt;
+
+use super::console::{self, ConsoleArgs};
+use super::{image, migration};
+use crate::args::{digest, pair};
+use crate::context::Context;
+use crate::progress::{self, MigrationBar};
+use crate::{table, units};
+
+/// Commands about machines.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Create a machine, from a kernel or from a template, and start it
+    #[command(after_help = "Examples:
+  dwcp vm create web --kernel ./vmlinuz --initrd ./initrd --cmdline console=ttyS0 --memory 1GiB --vcpus 2
+  dwcp vm create web --template dwcp/worker --param memory=512MiB --tag owner=me --tag project=shop")]
+    Create(Box<CreateArgs>),
+    /// List the machines of the project
+    List,
+    /// Show a machine
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Start a machine
+    Start {
+        /// Its name
+        name: String,
+    },
+    /// Stop a machine by its power button
+    Stop {
+        /// Its name
+        name: String,
+        /// At once, without asking the guest: what it has not written is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete a machine for ever
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Its name
+        name: String,
+        /// Even if it runs
+        #[arg(long)]
+        force: bool,
+    },
+    /// Attach to a machine's console
+    Console(ConsoleArgs),
+    /// Print what a machine wrote on its serial line
+    Log {
+        /// Its name
+        name: String,
+        /// Go on as it writes more, until it stops
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Say why a machine is on its host
+    Why {
+        /// Its name
+        name: String,
+    },
+    /// Move a machine to another host while it runs
+    #[command(after_help = "Example:
+  dwcp vm migrate web --to right --max-pause 200ms")]
+    Migrate(MigrateArgs),
+}
+
+/// The machine to create.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Its name, unique in the project
+    name: String,
+    /// Kernel (bzImage, vmlinux or PVH ELF): a file to upload, or the digest of an image
+    #[arg(long, value_name = "FILE", required_unless_present = "template")]
+    kernel: Option<PathBuf>,
+    /// Template, as PUBLISHER/NAME[@VERSION]
+    #[arg(long, value_name = "TEMPLATE")]
+    template: Option<String>,
+    /// Parameter of the template; may be given several times
+    #[arg(long = "param", value_name = "KEY=VALUE", value_parser = pair, requires = "template")]
+    parameters: Vec<(String, String)>,
+    /// Initial RAM disk: a file to upload, or the digest of an image
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// Guest memory, such as 1GiB
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, required_unless_present = "template")]
+    memory: Option<u64>,
+    /// Virtual CPUs, 1 to 32
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
+    vcpus: Option<u8>,
+    /// Label that policies and placement see; may be given several times
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = pair)]
+    tags: Vec<(String, String)>,
+    /// Start it again when its guest crashes
+    #[arg(long)]
+    restart_on_crash: bool,
+    /// Create it without starting it
+    #[arg(long)]
+    no_start: bool,
+}
+
+/// Where a machine goes.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// Its name
+    name: String,
+    /// The host to go to
+    #[arg(long, value_name = "HOST")]
+    to: String,
+    /// TLS streams, 1 to 64; chosen from the link if absent
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    streams: Option<u8>,
+    /// The pause that the guest may see, such as 300ms
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+    max_pause: Option<std::time::Duration>,
+}
+
+/// Does it.
+pub async fn run(context: &Context, command: VmCommand) -> anyhow::Result<()> {
+    let (client, output, project) = (&context.client, context.output, &context.project);
+    match command {
+        VmCommand::Create(args) => create(context, *args).await,
+        VmCommand::List => {
+            let machines = client.vm_list(project).all().await?;
+            let headings = [
+                "NAME", "PHASE", "HOST", "VCPUS", "MEMORY", "TEMPLATE", "CREATED",
+            ];
+            output.list(&machines, &headings, row)
+        }
+        VmCommand::Show { name } => output.object(&client.vm_get(project, &name).await?, facts),
+        VmCommand::Start { name } => {
+            let operation = client.vm_start(project, &name).await?;
+            let operation = wait(context, &operation, "starting").await?;
+            output.done(&operation, &format!("{name} runs"))
+        }
+        VmCommand::Stop { name, force } => {
+            let operation = client.vm_stop(project, &name, force).await?;
+            let operation = wait(context, &operation, "stopping").await?;
+            output.done(&operation, &format!("{name} is stopped"))
+        }
+        VmCommand::Delete { name, force } => {
+            client.vm_delete(project, &name, force).await?;
+            output.gone(&format!("{name} is gone"))
+        }
+        VmCommand::Console(args) => console::run(context, args).await,
+        VmCommand::Log { name, follow } => {
+            let mut log = Box::pin(client.vm_log(project, &name, follow).await?);
+            while let Some(piece) = log.next().await {
+                output.bytes(&piece?)?;
+            }
+            Ok(())
+        }
+        VmCommand::Why { name } => why(context, &name).await,
+        VmCommand::Migrate(args) => migrate(context, args).await,
+    }
+}
+
+async fn wait(context: &Context, operation: &Operation, what: &str) -> anyhow::Result<Operation> {
+    let bar = progress::waiting(what);
+    let operation = context.client.operation_wait(&operation.id).await;
+    bar.finish_and_clear();
+    Ok(operation?)
+}
+
+async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
+    let request = VmCreate {
+        template: args.template,
+        parameters: args.parameters.into_iter().collect(),
+        kernel: content(context, args.kernel).await?,
+        initrd: content(context, args.initrd).await?,
+        cmdline: args.cmdline,
+        memory_bytes: args.memory,
+        vcpus: args.vcpus,
+        restart: args
+            .restart_on_crash
+            .then_some(dwcp_sdk::types::RestartPolicy::OnCrash),
+        tags: args.tags.into_iter().collect(),
+        start: !args.no_start,
+        ..VmCreate::new(args.name)
+    };
+    let created = context.client.vm_create(&context.project, &request).await?;
+    wait(context, &created.operation, "starting").await?;
+    let vm = context
+        .client
+        .vm_get(&context.project, &created.vm.name)
+        .await?;
+    let mut sentence = format!(
+        "{} is {} on {}: {}, {} vCPU",
+        vm.name,
+        vm.phase,
+        vm.host,
+        units::size(vm.spec.memory_bytes),
+        vm.spec.vcpus
+    );
+    if let Some(placement) = &vm.placement {
+        sentence += &format!("\nchosen by {}:", placement.plugin);
+        for reason in &placement.reasons {
+            sentence += &format!("\n  • {reason}");
+        }
+    }
+    context.output.done(&vm, &sentence)
+}
+
+/// The digest of a file, uploaded if need be, or a digest that was given as such.
+async fn content(context: &Context, file: Option<PathBuf>) -> anyhow::Result<Option<String>> {
+    let Some(file) = file else {
+        return Ok(None);
+    };
+    let named = file.to_str().and_then(|text| digest(text).ok());
+    match named {
+        Some(digest) if !file.exists() => Ok(Some(digest)),
+        _ => Ok(Some(image::upload(context, &file, None).await?.digest)),
+    }
+}
+
+async fn why(context: &Context, name: &str) -> anyhow::Result<()> {
+    let vm = context.client.vm_get(&context.project, name).await?;
+    let Some(placement) = vm.placement else {
+        anyhow::bail!(
+            "No decision is recorded for {name}: it came here by migration or was not placed yet"
+        );
+    };
+    context.output.object(&placement, |placement| {
+        vec![
+            ("host", placement.host.clone()),
+            ("score", format!("{:.3}", placement.score)),
+            ("decided by", placement.plugin.clone()),
+            ("because", placement.reasons.join("\n")),
+            ("not chosen", placement.alternatives.join("\n")),
+            ("decision", placement.decision.clone()),
+        ]
+    })
+}
+
+async fn migrate(context: &Context, args: MigrateArgs) -> anyhow::Result<()> {
+    let request = MigrateRequest {
+        to: args.to,
+        streams: args.streams,
+        pause_ms: args
+            .max_pause
+            .map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)),
+    };
+    let (client, project) = (&context.client, &context.project);
+    let operation = client.vm_migrate(project, &args.name, &request).await?;
+    let mut bar = MigrationBar::new(&args.name);
+    let ended = client
+        .operation_watch(&operation.id, |operation| bar.show(operation))
+        .await;
+    bar.finish();
+    let operation = ended?;
+    match operation.migration.as_deref() {
+        Some(migration) => context
+            .output
+            .done(migration, migration::totals(migration).trim_end()),
+        None => context.output.done(
+            &operation,
+            &format!("{} moved to {}", args.name, request.to),
+        ),
+    }
+}
+
+fn row(vm: &Vm) -> Vec<String> {
+    vec![
+        vm.name.clone(),
+        vm.phase.to_string(),
+        vm.host.clone(),
+        vm.spec.vcpus.to_string(),
+        units::size(vm.spec.memory_bytes),
+        vm.template.clone().unwrap_or_else(|| "-".into()),
+        units::moment(vm.created_ms),
+    ]
+}
+
+fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
+    let optional = |text: &Option<String>| text.clone().unwrap_or_default();
+    vec![
+        ("name", vm.name.clone()),
+        ("project", vm.project.clone()),
+        ("id", vm.id.clone()),
+        ("phase", vm.phase.to_string()),
+        ("reason", vm.reason.clone()),
+        ("wanted", vm.desired.to_string()),
+        ("host", vm.host.clone()),
+        ("epoch", vm.epoch.to_string()),
+        ("memory", units::size(vm.spec.memory_bytes)),
+        ("vcpus", vm.spec.vcpus.to_string()),
+        ("template", optional(&vm.template)),
+        ("kernel", vm.spec.kernel.clone()),
+        ("initrd", optional(&vm.spec.initrd)),
+        ("cmdline", vm.spec.cmdline.clone()),
+        ("restart", vm.spec.restart.to_string()),
+        ("tags", table::pairs(&vm.spec.tags)),
+        ("created", units::moment(vm.created_ms)),
+        ("started", units::moment(vm.started_ms)),
+    ]
+}
