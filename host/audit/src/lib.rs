@@ -23,7 +23,8 @@ pub mod verify;
 pub use checkpoint::Checkpoint;
 pub use entry::{Entry, Outcome, StoredEntry};
 pub use log::{
-    AppendError, AuditLog, EntriesPage, OpenError, OpenReport, Options, ReadError, Receipt,
+    AppendError, AuditLog, BATCH_ENTRIES_MAX, EntriesPage, OpenError, OpenReport, Options,
+    PAGE_BYTES_MAX, PAGE_ENTRIES_MAX, ReadError, Receipt,
 };
 pub use note::{Signer, VerifierKey};
 pub use tree::Hash;

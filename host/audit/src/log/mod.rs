@@ -3,7 +3,9 @@
 //!
 //! One thread ([`writer`]) writes; any number append and read. Every call blocks; call from threads that may.
 
+mod error;
 mod hashes;
+mod read;
 mod recover;
 mod segment;
 mod writer;
@@ -16,12 +18,13 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
+pub use self::error::{AppendError, OpenError, ReadError};
 use self::hashes::HashFile;
-use self::segment::{Fault, Reader, Record};
+use self::read::SegmentIndex;
 use self::writer::{Prepared, Request};
 use crate::checkpoint::Checkpoint;
-use crate::entry::{Entry, EntryError, StoredEntry};
-use crate::note::{NoteError, Signer, VerifierKey};
+use crate::entry::{Entry, StoredEntry};
+use crate::note::{Signer, VerifierKey};
 use crate::tree::{self, Hash};
 
 /// Most entries of one page.
@@ -47,71 +50,6 @@ impl Default for Options {
     }
 }
 
-/// Why a log could not be opened. Nothing was changed on disk.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The files cannot be reached.
-    #[error("The audit log {} cannot be opened: look at its owner, permissions and disk", path.display())]
-    Io {
-        /// The log.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Another process has it.
-    #[error("The audit log {} is in use: stop the other dwcpd that has it open", path.display())]
-    InUse {
-        /// The log.
-        path: PathBuf,
-    },
-    /// Something that was acknowledged is not as it was written.
-    #[error(
-        "The audit log was damaged or altered: {} at byte {offset}, entry {entry}: {what}. Keep the files as evidence, \
-         and start with a copy from a backup or an empty directory",
-        path.display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// The record that does not hold begins here, in bytes; when only a group as a whole does not hold, the group.
-        offset: u64,
-        /// The first entry that may be touched.
-        entry: u64,
-        /// What does not hold.
-        what: &'static str,
-    },
-    /// Acknowledged entries are gone.
-    #[error(
-        "The audit log {} was cut: it holds {entries} entries, but at least {acknowledged} were acknowledged. Keep the \
-         files as evidence, and start with a copy from a backup or an empty directory",
-        directory.display()
-    )]
-    Cut {
-        /// The log.
-        directory: PathBuf,
-        /// Entries that are there.
-        entries: u64,
-        /// Entries that must be there.
-        acknowledged: u64,
-    },
-    /// The log's last commit is by another key, or was forged.
-    #[error(
-        "The audit log is not signed by this host's audit key from entry {entry} on ({} at byte {offset}): give it the \
-         key it was written with, or keep the files as evidence of a forgery",
-        path.display()
-    )]
-    NotOurs {
-        /// The file.
-        path: PathBuf,
-        /// Where the first such group begins, in bytes.
-        offset: u64,
-        /// Its first entry.
-        entry: u64,
-        /// What is wrong with the signature.
-        source: NoteError,
-    },
-}
-
 /// What opening found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OpenReport {
@@ -121,52 +59,6 @@ pub struct OpenReport {
     pub dropped_bytes: u64,
     /// Hashes that were missing (after a crash) or wrong, and were made again from the entries.
     pub hashes_mended: u64,
-}
-
-/// Why an entry is not in the log.
-#[derive(Debug, thiserror::Error)]
-pub enum AppendError {
-    /// It has no canonical form within the limits.
-    #[error("The entry cannot be logged")]
-    Entry(#[from] EntryError),
-    /// More than [`BATCH_ENTRIES_MAX`] entries at once.
-    #[error("{0} entries are over the limit of {BATCH_ENTRIES_MAX} at once: split them")]
-    TooMany(usize),
-    /// The disk did not take it; it is not in the log, and later appends may succeed.
-    #[error("The audit log could not be written: make room on its disk")]
-    NotWritten(#[source] Arc<io::Error>),
-    /// Whether it is in the log is not known, and nothing more is written until the log is opened again.
-    #[error(
-        "The audit log stopped writing after a failure of its disk: look at the disk, then restart"
-    )]
-    Stopped(#[source] Arc<io::Error>),
-}
-
-/// Why something cannot be read or proven.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The log is not that long.
-    #[error("The audit log has {size} entries, and {asked} was asked for")]
-    BeyondEnd {
-        /// What was asked for.
-        asked: u64,
-        /// Entries in the log.
-        size: u64,
-    },
-    /// The old tree is larger than the new one, or a page limit is outside 1..=[`PAGE_ENTRIES_MAX`].
-    #[error("This cannot be asked of an audit log: {0}")]
-    Invalid(&'static str),
-    /// What lies on disk is no longer what was proven when the log was opened.
-    #[error("The audit log was damaged or altered since it was opened: {} at byte {offset}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Where, in bytes.
-        offset: u64,
-    },
-    /// The disk failed.
-    #[error("The audit log cannot be read: look at its disk")]
-    Io(#[from] io::Error),
 }
 
 /// What an append got. From here on the entry survives any crash.
@@ -187,29 +79,6 @@ pub struct EntriesPage {
     pub entries: Vec<StoredEntry>,
     /// Entries in the log when the page was read; there is more while the next index is below it.
     pub size: u64,
-}
-
-/// Where entries lie in one segment.
-#[derive(Debug, Clone)]
-struct SegmentIndex {
-    first: u64,
-    /// The offset of every [`SegmentIndex::STRIDE`]th entry, in bytes.
-    offsets: Vec<u64>,
-}
-
-impl SegmentIndex {
-    const STRIDE: u64 = 64;
-
-    fn new(first: u64) -> Self {
-        Self {
-            first,
-            offsets: Vec::new(),
-        }
-    }
-
-    fn is_marked(place: u64) -> bool {
-        place.is_multiple_of(Self::STRIDE)
-    }
 }
 
 /// What is durable, as readers see it.
@@ -366,77 +235,6 @@ impl AuditLog {
             .clone()
     }
 
-    /// The entries from index `from` on, at most `limit` (1..=[`PAGE_ENTRIES_MAX`]); fewer when they are long.
-    pub fn entries(&self, from: u64, limit: usize) -> Result<EntriesPage, ReadError> {
-        if !(1..=PAGE_ENTRIES_MAX).contains(&limit) {
-            return Err(ReadError::Invalid("a page has 1 to 1000 entries"));
-        }
-        let (size, mut place) = {
-            let durable = self.durable.read().unwrap_or_else(PoisonError::into_inner);
-            if from > durable.size {
-                return Err(ReadError::BeyondEnd {
-                    asked: from,
-                    size: durable.size,
-                });
-            }
-            (durable.size, Place::find(&durable.segments, from))
-        };
-        let mut entries = Vec::new();
-        let mut bytes = 0;
-        while from + (entries.len() as u64) < size
-            && entries.len() < limit
-            && bytes < PAGE_BYTES_MAX
-        {
-            let next = from + entries.len() as u64;
-            if place.next_segment == Some(next) {
-                let durable = self.durable.read().unwrap_or_else(PoisonError::into_inner);
-                place = Place::find(&durable.segments, next);
-            }
-            let until = place.next_segment.unwrap_or(size).min(size);
-            self.read_segment(&place, next, until, limit, &mut entries, &mut bytes)?;
-        }
-        Ok(EntriesPage { entries, size })
-    }
-
-    fn read_segment(
-        &self,
-        place: &Place,
-        from: u64,
-        until: u64,
-        limit: usize,
-        entries: &mut Vec<StoredEntry>,
-        bytes: &mut usize,
-    ) -> Result<(), ReadError> {
-        let path = segment::path(&self.directory, place.first);
-        let damaged = |offset, fault| match fault {
-            Fault::Io(error) => ReadError::Io(error),
-            Fault::Bad(_) => ReadError::Damaged {
-                path: path.clone(),
-                offset,
-            },
-        };
-        let mut reader = Reader::open(&path, place.first).map_err(|fault| damaged(0, fault))?;
-        reader
-            .seek(place.offset)
-            .map_err(|fault| damaged(place.offset, fault))?;
-        let mut index = place.index;
-        while index < until && entries.len() < limit && *bytes < PAGE_BYTES_MAX {
-            let offset = reader.offset();
-            match reader.next().map_err(|fault| damaged(offset, fault))? {
-                Some(Record::Entry { text, .. }) => {
-                    if index >= from {
-                        *bytes += text.len();
-                        entries.push(StoredEntry { index, text });
-                    }
-                    index += 1;
-                }
-                Some(Record::Commit { .. }) => {}
-                None => return Err(ReadError::Damaged { path, offset }),
-            }
-        }
-        Ok(())
-    }
-
     /// The proof that entry `index` is in the tree of the first `size` entries.
     pub fn inclusion_proof(&self, index: u64, size: u64) -> Result<Vec<Hash>, ReadError> {
         self.check_size(size)?;
@@ -473,44 +271,6 @@ impl Drop for AuditLog {
         if let Some(writer) = self.writer.take() {
             // A writer that panicked has already said so on stderr; its callers were told.
             let _ = writer.join();
-        }
-    }
-}
-
-/// Where to begin reading for an entry.
-struct Place {
-    /// The segment.
-    first: u64,
-    /// The first entry of the segment after it.
-    next_segment: Option<u64>,
-    /// The entry that lies at `offset`, at or before the one wanted.
-    index: u64,
-    offset: u64,
-}
-
-impl Place {
-    fn find(segments: &[SegmentIndex], index: u64) -> Self {
-        let after = segments.partition_point(|segment| segment.first <= index);
-        let next_segment = segments.get(after).map(|segment| segment.first);
-        let Some(segment) = after.checked_sub(1).and_then(|at| segments.get(at)) else {
-            return Self {
-                first: 0,
-                next_segment,
-                index: 0,
-                offset: segment::HEADER_BYTES as u64,
-            };
-        };
-        let mark =
-            usize::try_from((index - segment.first) / SegmentIndex::STRIDE).unwrap_or(usize::MAX);
-        let start = (segment.first, segment::HEADER_BYTES as u64);
-        let (index, offset) = segment.offsets.get(mark).map_or(start, |offset| {
-            (segment.first + mark as u64 * SegmentIndex::STRIDE, *offset)
-        });
-        Self {
-            first: segment.first,
-            next_segment,
-            index,
-            offset,
         }
     }
 }

@@ -10,8 +10,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::hashes::{HashFile, Mender};
+use super::read::SegmentIndex;
 use super::segment::{self, Fault, HEADER_BYTES, Reader, Record};
-use super::{OpenError, OpenReport, SegmentIndex};
+use super::{OpenError, OpenReport};
 use crate::checkpoint::Checkpoint;
 use crate::note::VerifierKey;
 use crate::tree::{Frontier, Hash};

@@ -13,9 +13,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::hashes::HashFile;
+use super::read::SegmentIndex;
 use super::recover::Recovered;
 use super::segment::{self, HEADER_BYTES, RECORD_HEADER_BYTES};
-use super::{AppendError, Durable, Options, SegmentIndex, checkpoint_of};
+use super::{AppendError, Durable, Options, checkpoint_of};
 use crate::entry::{Entry, EntryError};
 use crate::note::Signer;
 use crate::tree::{Frontier, Hash};
