@@ -269,7 +269,7 @@ fn a_watcher_that_does_not_read_is_dropped_and_no_one_waits() {
     }
     let launcher = Launcher::start();
     // So many requests without reading an answer that the socket is full of answers.
-    let mut socket = UnixStream::connect(launcher.socket()).unwrap();
+    let socket = UnixStream::connect(launcher.socket()).unwrap();
     socket
         .set_write_timeout(Some(Duration::from_millis(200)))
         .unwrap();
