@@ -38,8 +38,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !help {
         check(kvm, machine::root())?;
     }
+    // With the examples, so that crates get the features that they have in `test` and are built once for both.
     let made = step("Building the programs", || {
-        cargo::build(&["--workspace", "--bins"])
+        cargo::build(&["--workspace", "--bins", "--examples"])
     })?;
     let program = cargo::program(&made, "dwcp-demo")?;
     let mut command = Command::new(program);
