@@ -2,8 +2,10 @@
 //!
 //! It is held by the golden file `openapi.json` beside this crate's manifest; SDKs are checked against that file.
 
+use std::collections::BTreeMap;
+
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::schema::Schema;
+use utoipa::openapi::schema::{ArrayItems, Schema};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     Components, ContentBuilder, HttpMethod, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr,
@@ -74,6 +76,11 @@ pub fn document() -> OpenApi {
         .schemas
         .insert(Problem::name().into_owned(), Problem::schema());
     components.schemas.extend(schemas);
+    tidy(&mut components.schemas);
+    for (status, _, _) in Problem::kinds() {
+        let response = RefOr::T(problem(status));
+        components.responses.insert(problem_name(status), response);
+    }
     api.components = Some(components);
     for (path, item) in &mut api.paths.paths {
         let operations = [
@@ -105,7 +112,18 @@ fn complete(path: &str, method: &HttpMethod, operation: &mut Operation) {
         operation.security = Some(vec![required]);
         for status in errors(path, method, operation) {
             let responses = &mut operation.responses.responses;
-            responses.insert(status.to_string(), RefOr::T(problem(status)));
+            let reference = Ref::from_response_name(problem_name(status));
+            responses.insert(status.to_string(), RefOr::Ref(reference));
+        }
+        let success = operation.responses.responses.get("200");
+        let tagged =
+            matches!(success, Some(RefOr::T(response)) if response.headers.contains_key("ETag"));
+        if tagged && *method == HttpMethod::Get {
+            let unchanged = ResponseBuilder::new()
+                .description("It is as it was under the ETag in `If-None-Match`")
+                .build();
+            let responses = &mut operation.responses.responses;
+            responses.insert("304".into(), RefOr::T(unchanged));
         }
     }
     if *method == HttpMethod::Post && path != "/v1/images" {
@@ -117,6 +135,26 @@ fn complete(path: &str, method: &HttpMethod, operation: &mut Operation) {
             .build();
         operation.parameters.get_or_insert_default().push(key);
     }
+}
+
+/// Lets lists refer to what they hold instead of repeating it.
+fn tidy(schemas: &mut BTreeMap<String, RefOr<Schema>>) {
+    for (name, schema) in schemas {
+        let Some(item) = name.strip_prefix("Page_") else {
+            continue;
+        };
+        let RefOr::T(Schema::Object(page)) = schema else {
+            continue;
+        };
+        if let Some(RefOr::T(Schema::Array(items))) = page.properties.get_mut("items") {
+            let reference = RefOr::Ref(Ref::from_schema_name(item));
+            items.items = ArrayItems::RefOrSchema(Box::new(reference));
+        }
+    }
+}
+
+fn problem_name(status: u16) -> String {
+    format!("Problem{status}")
 }
 
 fn errors(path: &str, method: &HttpMethod, operation: &Operation) -> Vec<u16> {

@@ -1,7 +1,7 @@
 //! What the fake keeps, and the helpers of its service.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use dwcp_api::service::{Answer, Fault, FaultKind, Page, PageRequest, Remembered, Versioned};
@@ -26,6 +26,9 @@ pub struct Fake {
     pub created: AtomicUsize,
     /// A machine named `slow` waits for a permit of this before it is created.
     pub gate: Semaphore,
+    pub(super) skip_hashing: AtomicBool,
+    /// One for each console that is attached, and one of ours.
+    pub(super) attached: std::sync::Arc<()>,
     /// All events; watchers wait on it.
     pub(super) events: watch::Sender<Vec<Event>>,
 }
@@ -74,6 +77,8 @@ impl Fake {
             state: Mutex::new(state),
             created: AtomicUsize::new(0),
             gate: Semaphore::new(0),
+            skip_hashing: AtomicBool::new(false),
+            attached: std::sync::Arc::new(()),
             events: watch::channel(Vec::new()).0,
         }
     }
@@ -85,6 +90,26 @@ impl Fake {
     /// How often a machine was really created.
     pub fn created(&self) -> usize {
         self.created.load(Ordering::SeqCst)
+    }
+
+    /// Puts a machine there, as if it had been created.
+    pub fn add_vm(&self, name: &str) {
+        let request = serde_json::json!({"name": name, "template": "dwcp/worker"});
+        let request = serde_json::from_value(request).unwrap();
+        let vm = sample::vm(&sample::name("default"), &request, "none");
+        let mut state = self.state();
+        let vm = state.versioned(vm);
+        state.vms.insert(("default".into(), name.into()), vm);
+    }
+
+    /// Consoles that are attached to the machine that prints without end.
+    pub fn consoles(&self) -> usize {
+        std::sync::Arc::strong_count(&self.attached) - 1
+    }
+
+    /// Takes images without hashing them, where only their length matters.
+    pub fn skip_hashing(&self) {
+        self.skip_hashing.store(true, Ordering::SeqCst);
     }
 
     /// Changes an entry of the audit log, as a thief would.

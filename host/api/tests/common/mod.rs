@@ -1,7 +1,7 @@
 //! A host in memory behind the real API, for tests of the API, the SDK and the CLI.
 //!
 //! It keeps the promises of `dwcp_api::Service` that a client can see, and decides nothing cleverly.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used)]
 
 mod audit;
 mod fake;

@@ -135,7 +135,9 @@ impl Service for Fake {
         let (mut hash, mut size_bytes) = (Sha256::new(), 0);
         while let Some(piece) = content.next().await {
             let piece = piece.map_err(Fault::internal)?;
-            hash.update(&piece);
+            if !self.skip_hashing.load(Ordering::SeqCst) {
+                hash.update(&piece);
+            }
             size_bytes += piece.len() as u64;
         }
         let digest = hex::encode(hash.finalize());
@@ -281,7 +283,12 @@ impl Service for Fake {
         }
         let (input, mut typed) = tokio::sync::mpsc::channel::<Bytes>(16);
         if name.as_str() == "flood" {
-            let flood = futures::stream::repeat(Bytes::from(vec![b'x'; 32 << 10])).map(Ok);
+            let attached = std::sync::Arc::clone(&self.attached);
+            let flood =
+                futures::stream::repeat(Bytes::from(vec![b'x'; 32 << 10])).map(move |piece| {
+                    let _attached = &attached;
+                    Ok(piece)
+                });
             return Ok(Console {
                 output: Box::pin(flood),
                 input,
