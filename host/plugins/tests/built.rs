@@ -9,7 +9,10 @@ use dwcp_plugins::{
     placement::{Batch, Change, Fleet, Free, Host, Region, Relation, Request, Scope, Term},
 };
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+};
 use support::{Bench, bench, built, stamp};
 
 #[test]
@@ -174,8 +177,10 @@ proptest! {
     /// all at once, and loading what came out give the same decisions.
     #[test]
     fn any_way_to_a_state_gives_the_same_answer(steps in steps(), seen in any::<u64>()) {
-        let bench = bench();
-        let (stepwise, at_once) = (placement(&bench), placement(&bench));
+        // One sandbox for all cases: compiling is not what is tried here.
+        static BENCH: LazyLock<Bench> = LazyLock::new(bench);
+        let bench = &*BENCH;
+        let (stepwise, at_once) = (placement(bench), placement(bench));
         let empty = Fleet { regions: regions(), hosts: vec![] };
         stepwise.load(empty.clone(), 1).unwrap();
         at_once.load(empty, 1).unwrap();
@@ -198,7 +203,7 @@ proptest! {
             }
         }
         let (fleet, _) = stepwise.fleet().unwrap();
-        let loaded = placement(&bench);
+        let loaded = placement(bench);
         // Also in another order of slots, without the holes.
         let mut dense = fleet.clone();
         dense.hosts.retain(|h| !h.id.is_empty());

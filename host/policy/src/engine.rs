@@ -3,8 +3,8 @@
 //! Never: bindings, modes or caches.
 
 use dwcp_plugins::{
-    Compiled, ConfigureError, Document, Fault, FaultKind, Policy, Sandbox, Setup, Stamp, Summary,
-    Verdict,
+    Compiled, ConfigureError, Diagnostic, Document, Fault, FaultKind, Policy, Sandbox, Setup,
+    Stamp, Summary, Verdict,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -96,6 +96,20 @@ impl Engine for SandboxEngine {
             .policy(&compiled, self.setup.clone())
             .map_err(|error| Fault::new(FaultKind::Start, error.to_string()))?;
         let summary = policy.configure(&source.documents)?;
+        if summary.policies.is_empty() {
+            let message = "There is no policy here that decides: write a package below `dwcp` with a rule named \
+                           deny, warn, allow or patch.";
+            return Err(ConfigureError::Refused(vec![Diagnostic {
+                file: source
+                    .documents
+                    .first()
+                    .map(|d| d.path.clone())
+                    .unwrap_or_default(),
+                line: 0,
+                column: 0,
+                message: message.into(),
+            }]));
+        }
         let digest = format!(
             "{}:{}",
             compiled.digest(),

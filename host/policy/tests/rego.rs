@@ -139,12 +139,51 @@ fn a_broken_policy_says_where_and_the_old_one_stays() {
 }
 
 #[test]
+fn documents_that_decide_nothing_are_refused() {
+    let test = test(Limits::default());
+    let elsewhere = TAGS.replace("dwcp.tags", "somewhere.tags");
+    for text in [elsewhere.as_str(), "package dwcp.helpers\n\nanswer := 42\n"] {
+        let error = test.set.apply("nothing", &rego(text)).unwrap_err();
+        assert!(
+            error.to_string().contains("no policy here that decides"),
+            "{error}"
+        );
+    }
+    assert!(test.set.policies().is_empty());
+}
+
+#[test]
+fn the_default_policy_on_tags_does_what_it_says() {
+    let test = test(Limits::default());
+    let text = include_str!("../../../policies/tags.rego");
+    test.set.apply("tags", &rego(text)).unwrap();
+    test.set.bind(enforce("tags")).unwrap();
+    let outcome = test.set.decide(
+        &Stamp::new("1", 1),
+        &question(serde_json::json!({"owner": "me"})),
+    );
+    assert!(!outcome.allowed && !outcome.has_fault(), "{outcome:?}");
+    for tag in ["project", "environment", "cost_center"] {
+        assert!(
+            outcome.denial_lines().iter().any(|line| line.contains(tag)),
+            "{tag}: {outcome:?}"
+        );
+    }
+    let tags = serde_json::json!({"owner": "me", "project": "p", "environment": "test", "cost_center": "42"});
+    assert!(
+        test.set
+            .decide(&Stamp::new("2", 1), &question(tags))
+            .allowed
+    );
+}
+
+#[test]
 fn a_policy_that_runs_too_long_denies() {
     let test = test(Limits {
         call_ms: 50,
         ..Limits::default()
     });
-    let slow = r#"package slow
+    let slow = r#"package dwcp.slow
 
 deny contains msg if {
     numbers.range(1, 1000000)[_] == input.object.never
