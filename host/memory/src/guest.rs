@@ -139,6 +139,31 @@ impl GuestMemory {
         self.log.stop();
     }
 
+    /// Marks every page that the memfd holds. What was never touched is a hole, and a hole is zeros on every host.
+    pub fn mark_present(&self, bitmap: &DirtyBitmap) -> Result<(), MemoryError> {
+        use nix::errno::Errno;
+        use nix::unistd::{Whence, lseek};
+        let refused = |errno: Errno| MemoryError::System {
+            action: "say which pages the guest's memory holds",
+            source: errno.into(),
+        };
+        let end = self.size().bytes() as i64;
+        let mut at = 0;
+        while at < end {
+            let data = match lseek(&*self.file, at, Whence::SeekData) {
+                // No data from here to the end.
+                Err(Errno::ENXIO) => break,
+                other => other.map_err(refused)?,
+            };
+            let hole = lseek(&*self.file, data, Whence::SeekHole).map_err(refused)?;
+            let first = data as u64 / PAGE_BYTES as u64;
+            let beyond = (hole as u64).div_ceil(PAGE_BYTES as u64);
+            bitmap.set_range(PageIndex(first), beyond - first);
+            at = hole;
+        }
+        Ok(())
+    }
+
     /// Whether writes are being logged.
     pub fn is_tracking(&self) -> bool {
         self.log.is_tracking()

@@ -57,7 +57,7 @@ pub enum Request {
     },
     /// Attaches to the serial console; the reply carries one end of a socket pair of raw bytes, scrollback first.
     Console,
-    /// Begins to log which pages change. Sets no bit.
+    /// Begins to log which pages change, and marks every page that is there: its consumer has none of them.
     DirtyStart,
     /// Adds what changed since the last harvest to the shared bitmap.
     DirtyHarvest,

@@ -14,9 +14,9 @@ use dwcp_memory::{DirtyBitmap, GuestMemory};
 
 use crate::boot::{self, BootError, Entry, Fresh};
 use crate::config::{Boot, VmConfig};
-use crate::devices::{ConsoleBuffer, Devices, Power, SERIAL_LINE, SerialPort};
+use crate::devices::{ConsoleBuffer, Devices, SerialPort};
 use crate::end::EndNotice;
-use crate::kvm::{IrqLine, KvmError, Vm};
+use crate::kvm::{KvmError, Vm};
 use crate::protocol::{Phase, Status};
 use crate::state::StateError;
 use crate::vcpu::{self, Shared, Vcpu, VcpuError};
@@ -106,6 +106,9 @@ pub enum RequestError {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] dwcp_memory::MemoryError),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -137,9 +140,7 @@ impl Machine {
         let console = Arc::new(ConsoleBuffer::new()?);
         let end = Arc::new(EndNotice::new()?);
         let pause = Arc::new(AtomicBool::new(true));
-        let line = |number| IrqLine::new(Arc::clone(&vm), number);
-        let serial = SerialPort::new(line(SERIAL_LINE), Arc::clone(&console));
-        let devices = Devices::new(serial, Power::new(line(boot::SCI_LINE)));
+        let devices = Devices::new(Arc::clone(&vm), Arc::clone(&console));
         vcpu::install_handler()?;
         let shared = Shared {
             vm: Arc::clone(&vm),
@@ -267,13 +268,16 @@ impl Machine {
         }
     }
 
-    /// Begins to log which pages change.
+    /// Begins to log which pages change, and marks all that is there: a new consumer has none of it.
     pub fn dirty_start(&mut self) -> Result<(), RequestError> {
         // Starting anew forgets what was logged before, in KVM too.
         self.dirty_stop()?;
         self.vm.memory().start_tracking();
         self.vm.start_log()?;
         self.is_tracking = true;
+        // After the log has begun: what appears from now on is in one or the other.
+        self.bitmap.clear_all();
+        self.vm.memory().mark_present(&self.bitmap)?;
         Ok(())
     }
 
