@@ -12,6 +12,12 @@ use std::path::{Path, PathBuf};
 use crate::sandbox::TASKS_MAX;
 
 const PREFIX: &str = "dwcp-launch.";
+/// The launcher's own group, when it must leave the one it was started in.
+const OWN: &str = "launcher";
+/// Says which controllers the groups below have.
+const CONTROL: &str = "cgroup.subtree_control";
+/// Lists a group's processes; writing to it moves one.
+const PROCESSES: &str = "cgroup.procs";
 
 /// What a child needs beyond guest memory, at least, in bytes: page tables, buffers, the kernel's own records.
 const OVERHEAD_BYTES: u64 = 256 << 20;
@@ -19,8 +25,13 @@ const OVERHEAD_BYTES: u64 = 256 << 20;
 /// How children are limited on this machine.
 #[derive(Debug)]
 pub enum Groups {
-    /// The unified hierarchy; children's groups are made in this directory.
-    Unified(PathBuf),
+    /// The unified hierarchy.
+    Unified {
+        /// Children's groups are made in this directory.
+        directory: PathBuf,
+        /// The launcher's group at its start, if it had to leave that for one below.
+        left: Option<PathBuf>,
+    },
     /// One directory for each old hierarchy there is.
     Old {
         /// For `memory`.
@@ -47,7 +58,7 @@ impl Groups {
         let name = format!("{PREFIX}{}", std::process::id());
         if let Some(base) = unified_base(&mounts, &own) {
             match prepare_unified(&base, &name) {
-                Ok(directory) => return Self::Unified(directory),
+                Ok((directory, left)) => return Self::Unified { directory, left },
                 Err(error) => eprintln!(
                     "dwcp-launch: The control group {} cannot be divided ({error}); start the launcher in a group of \
                      its own (systemd: Delegate=yes)",
@@ -71,7 +82,9 @@ impl Groups {
     /// In one line, for the log.
     pub fn describe(&self) -> String {
         match self {
-            Self::Unified(directory) => format!("control groups (v2) in {}", directory.display()),
+            Self::Unified { directory, .. } => {
+                format!("control groups (v2) in {}", directory.display())
+            }
             Self::Old { memory, pids } => {
                 let directories: Vec<_> = [memory, pids]
                     .into_iter()
@@ -96,8 +109,8 @@ impl Groups {
             unified: None,
         };
         match self {
-            Self::Unified(base) => {
-                let directory = group.add(base, name)?;
+            Self::Unified { directory, .. } => {
+                let directory = group.add(directory, name)?;
                 fs::write(directory.join("memory.max"), memory_max)?;
                 fs::write(directory.join("pids.max"), tasks_max)?;
                 group.unified = Some(File::open(directory)?.into());
@@ -121,7 +134,15 @@ impl Groups {
 impl Drop for Groups {
     fn drop(&mut self) {
         match self {
-            Self::Unified(directory) => drop(fs::remove_dir(directory)),
+            Self::Unified { directory, left } => {
+                let _ = fs::remove_dir(directory);
+                // As it was found: another launcher may be started in the same group.
+                if let Some(base) = left {
+                    let _ = fs::write(base.join(CONTROL), "-memory -pids");
+                    let _ = fs::write(base.join(PROCESSES), std::process::id().to_string());
+                    let _ = fs::remove_dir(base.join(OWN));
+                }
+            }
             Self::Old { memory, pids } => {
                 for directory in [memory, pids].into_iter().flatten() {
                     let _ = fs::remove_dir(directory);
@@ -143,7 +164,7 @@ impl Group {
         if self.unified.is_some() {
             return Vec::new();
         }
-        let file = |directory: &PathBuf| directory.join("cgroup.procs");
+        let file = |directory: &PathBuf| directory.join(PROCESSES);
         self.directories.iter().map(file).collect()
     }
 
@@ -177,19 +198,21 @@ fn unified_base(mounts: &str, own: &str) -> Option<PathBuf> {
 
 /// Makes room: a group that has processes of its own cannot give controllers to groups below it, unless it is the
 /// root of the hierarchy; so the launcher moves into one of its own first.
-fn prepare_unified(base: &Path, name: &str) -> io::Result<PathBuf> {
+fn prepare_unified(base: &Path, name: &str) -> io::Result<(PathBuf, Option<PathBuf>)> {
     remove_stale(base);
-    let control = base.join("cgroup.subtree_control");
+    let control = base.join(CONTROL);
+    let mut left = None;
     if fs::write(&control, "+memory +pids").is_err() {
-        let own = base.join("launcher");
+        let own = base.join(OWN);
         fs::create_dir_all(&own)?;
-        fs::write(own.join("cgroup.procs"), std::process::id().to_string())?;
+        fs::write(own.join(PROCESSES), std::process::id().to_string())?;
+        left = Some(base.to_owned());
         fs::write(&control, "+memory +pids")?;
     }
     let directory = base.join(name);
     fs::create_dir(&directory)?;
-    fs::write(directory.join("cgroup.subtree_control"), "+memory +pids")?;
-    Ok(directory)
+    fs::write(directory.join(CONTROL), "+memory +pids")?;
+    Ok((directory, left))
 }
 
 /// The launcher's own group in the old hierarchy of `controller`.

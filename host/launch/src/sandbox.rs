@@ -372,7 +372,7 @@ fn change_user(uid: u32) -> Result<(), Errno> {
 /// Replaces the root by an empty directory that cannot be written to.
 fn empty_root() -> Result<(), Errno> {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    use nix::unistd::{chdir, pivot_root, sethostname};
+    use nix::unistd::{chdir, chroot, pivot_root, sethostname};
     const NONE: Option<&str> = None;
     sethostname("dwcp")?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)?;
@@ -387,8 +387,15 @@ fn empty_root() -> Result<(), Errno> {
     )?;
     chdir("/proc")?;
     // The new root onto the old one, then the old one away: pivot_root(2), "pivot_root(".", ".")".
-    pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
+    match pivot_root(".", ".") {
+        Ok(()) => umount2(".", MntFlags::MNT_DETACH)?,
+        // The kernel's first root, an initramfs, cannot be replaced but covered, for good: no descriptor leads below.
+        Err(Errno::EINVAL) => {
+            mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE)?;
+            chroot(".")?;
+        }
+        Err(errno) => return Err(errno),
+    }
     chdir("/")
 }
 
