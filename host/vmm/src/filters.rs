@@ -60,25 +60,22 @@ mod ioctl {
         from_kernel::<kvm::kvm_xcrs>(0xa6),
         to_kernel::<kvm::kvm_xcrs>(0xa7),
         none(0xad), // tell the guest that it stood still
-        IRQ_LINE,
-        none(0x03), // whether KVM has something
+        SEND_MESSAGE,
+        ROUTE,
     ];
 
     /// What the event loop asks of KVM.
-    pub const MACHINE: [u32; 10] = [
-        IRQ_LINE,
+    pub const MACHINE: [u32; 6] = [
+        SEND_MESSAGE,
+        ROUTE,
         to_kernel::<kvm::kvm_dirty_log>(0x42),
         to_kernel::<kvm::kvm_userspace_memory_region>(0x46),
-        both::<kvm::kvm_irqchip>(0x62),
-        from_kernel::<kvm::kvm_irqchip>(0x63),
-        from_kernel::<kvm::kvm_pit_state2>(0x9f),
-        to_kernel::<kvm::kvm_pit_state2>(0xa0),
         to_kernel::<kvm::kvm_clock_data>(0x7b),
         from_kernel::<kvm::kvm_clock_data>(0x7c),
-        none(0x03),
     ];
 
-    const IRQ_LINE: u32 = to_kernel::<kvm::kvm_irq_level>(0x61);
+    const SEND_MESSAGE: u32 = to_kernel::<kvm::kvm_msi>(0xa5);
+    const ROUTE: u32 = to_kernel::<kvm::kvm_irq_routing>(0x6a);
 }
 
 /// Gives up everything that a vCPU's thread does not need.

@@ -17,14 +17,14 @@ use dwcp_memory::GuestMemory;
 use dwcp_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::place;
-use crate::devices::{SERIAL_LINE, SERIAL_PORT};
+use crate::devices::{IO_APIC_ADDRESS, SERIAL_LINE, SERIAL_PORT};
 
 /// Status (2 bytes) and enable (2 bytes) of fixed power events.
 pub const PM1_EVENT_PORT: u16 = 0x600;
 /// Control of power states (2 bytes).
 pub const PM1_CONTROL_PORT: u16 = 0x604;
 /// Line of the system control interrupt, level-triggered.
-pub const SCI_LINE: u32 = 9;
+pub const SCI_LINE: u8 = 9;
 /// Where a guest resets the machine, by writing [`RESET_VALUE`].
 pub const RESET_PORT: u16 = 0xcf9;
 /// What to write to [`RESET_PORT`].
@@ -33,7 +33,6 @@ pub const RESET_VALUE: u8 = 6;
 const OEM: [u8; 6] = *b"DWCP  ";
 const OEM_TABLE: [u8; 8] = *b"DWCPVMM ";
 const LOCAL_APIC: u32 = 0xfee0_0000;
-const IO_APIC: u32 = 0xfec0_0000;
 /// `iapc_boot_arch`: ISA devices (the serial port); no VGA; no CMOS clock; no 8042 keyboard controller.
 const BOOT_ARCHITECTURE: u16 = 1 | 1 << 2 | 1 << 5;
 
@@ -84,7 +83,7 @@ fn dsdt() -> Sdt {
     let off = Package::new(vec![&ZERO, &ZERO, &ZERO, &ZERO]);
     let hid = Name::new("_HID".into(), &EISAName::new("PNP0501"));
     let uid = Name::new("_UID".into(), &ZERO);
-    let interrupt = Interrupt::new(true, true, false, false, SERIAL_LINE);
+    let interrupt = Interrupt::new(true, true, false, false, SERIAL_LINE.into());
     let ports = IO::new(SERIAL_PORT, SERIAL_PORT, 0, 8);
     let resources = ResourceTemplate::new(vec![&interrupt, &ports]);
     let resources = Name::new("_CRS".into(), &resources);
@@ -102,7 +101,7 @@ fn fadt(facs: GuestAddress, dsdt: GuestAddress) -> acpi_tables::fadt::FADT {
         .flag(Flags::Wbinvd)
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup);
-    fadt.sci_int = (SCI_LINE as u16).into();
+    fadt.sci_int = u16::from(SCI_LINE).into();
     fadt.pm1a_evt_blk = u32::from(PM1_EVENT_PORT).into();
     fadt.pm1_evt_len = 4;
     fadt.pm1a_cnt_blk = u32::from(PM1_CONTROL_PORT).into();
@@ -119,26 +118,24 @@ fn fadt(facs: GuestAddress, dsdt: GuestAddress) -> acpi_tables::fadt::FADT {
     fadt.finalize()
 }
 
-/// One local APIC a vCPU, one I/O APIC; the timer is at its pin 2, and the power interrupt is a level.
+/// One local APIC a vCPU, one I/O APIC, and the power interrupt is a level, active high.
 fn madt(vcpus: u8) -> Sdt {
     let mut madt = Sdt::new(*b"APIC", 36, 4, OEM, OEM_TABLE, 1);
     madt.append_slice(&LOCAL_APIC.to_le_bytes());
-    madt.append_slice(&1u32.to_le_bytes()); // the old interrupt controllers are there too
+    madt.append_slice(&0u32.to_le_bytes()); // no old interrupt controllers
     for id in 0..vcpus {
         madt.append_slice(&[0, 8, id, id, 1, 0, 0, 0]);
     }
     let mut io_apic = [1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    io_apic[4..8].copy_from_slice(&IO_APIC.to_le_bytes());
+    io_apic[4..8].copy_from_slice(&(IO_APIC_ADDRESS as u32).to_le_bytes());
     madt.append_slice(&io_apic);
-    madt.append_slice(&interrupt_override(0, 2, 0));
-    madt.append_slice(&interrupt_override(SCI_LINE as u8, SCI_LINE, 0b1101));
+    madt.append_slice(&interrupt_override(SCI_LINE, 0b1101));
     madt.append_slice(&[4, 6, 0xff, 0, 0, 1]); // every CPU's second local pin is the non-maskable interrupt
     madt
 }
 
-fn interrupt_override(source: u8, line: u32, flags: u16) -> [u8; 10] {
-    let mut entry = [2, 10, 0, source, 0, 0, 0, 0, 0, 0];
-    entry[4..8].copy_from_slice(&line.to_le_bytes());
+fn interrupt_override(line: u8, flags: u16) -> [u8; 10] {
+    let mut entry = [2, 10, 0, line, line, 0, 0, 0, 0, 0];
     entry[8..].copy_from_slice(&flags.to_le_bytes());
     entry
 }

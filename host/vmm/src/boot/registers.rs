@@ -132,16 +132,13 @@ fn segment(selector: u16) -> kvm_segment {
     }
 }
 
-/// Lets the old interrupt controller and the non-maskable interrupt reach the vCPU, as firmware would.
+/// Lets the non-maskable interrupt reach the vCPU, as firmware would.
 fn connect_local_interrupts(vcpu: &VcpuFd) -> Result<(), KvmError> {
-    const LINT0: usize = 0x350;
     const LINT1: usize = 0x360;
-    const MODE_EXTERNAL: u32 = 7 << 8;
     const MODE_NMI: u32 = 4 << 8;
     let mut lapic = vcpu
         .get_lapic()
         .map_err(KvmError::refused("read the local APIC"))?;
-    set_mode(&mut lapic, LINT0, MODE_EXTERNAL);
     set_mode(&mut lapic, LINT1, MODE_NMI);
     vcpu.set_lapic(&lapic)
         .map_err(KvmError::refused("set the local APIC"))

@@ -4,6 +4,7 @@
 //! that nobody owns read as all ones and swallow what is written.
 
 mod console;
+mod ioapic;
 mod power;
 mod serial;
 
@@ -11,11 +12,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 pub use console::ConsoleBuffer;
+pub use ioapic::{IO_APIC_ADDRESS, IoApic, IoApicState, IrqLine};
 pub use power::{Power, PowerState};
 pub use serial::{SERIAL_LINE, SERIAL_PORT, SerialPort, SerialRegisters};
 
-use crate::boot::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE};
+use crate::boot::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_LINE};
 use crate::end::GuestEnd;
+use crate::kvm::Vm;
 
 const SERIAL_LAST: u16 = SERIAL_PORT + 7;
 const PM1_EVENT_LAST: u16 = PM1_EVENT_PORT + 3;
@@ -24,19 +27,27 @@ const PM1_CONTROL_LAST: u16 = PM1_CONTROL_PORT + 1;
 const KEYBOARD_PORT: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
 
-/// Everything that ports reach.
+/// Everything that ports and memory-mapped registers reach.
 #[derive(Debug)]
 pub struct Devices {
     /// The first serial port.
     pub serial: SerialPort,
     /// Power button and soft-off.
     pub power: Power,
+    /// Where both interrupt.
+    pub ioapic: Arc<IoApic>,
 }
 
 impl Devices {
-    /// Puts them together.
-    pub fn new(serial: SerialPort, power: Power) -> Arc<Self> {
-        Arc::new(Self { serial, power })
+    /// Makes the devices of `vm`; serial output goes to `console`.
+    pub fn new(vm: Arc<Vm>, console: Arc<ConsoleBuffer>) -> Arc<Self> {
+        let ioapic = IoApic::new(vm);
+        let line = |pin: u8| IrqLine::new(&ioapic, pin.into());
+        Arc::new(Self {
+            serial: SerialPort::new(line(SERIAL_LINE), console),
+            power: Power::new(line(SCI_LINE)),
+            ioapic,
+        })
     }
 
     /// The descriptors that device code on a vCPU's thread writes to.
@@ -81,6 +92,26 @@ impl Devices {
             }
             KEYBOARD_PORT => data.fill(0),
             _ => data.fill(0xff),
+        }
+    }
+
+    /// The guest wrote to memory that is no RAM; answers whether that ends it.
+    pub fn write_memory(&self, address: u64, data: &[u8]) -> Option<GuestEnd> {
+        if !IoApic::owns(address) {
+            return None;
+        }
+        let written = self.ioapic.write(address, data);
+        written
+            .err()
+            .map(|error| GuestEnd::Failed(crate::process::sentence(&error)))
+    }
+
+    /// The guest reads from memory that is no RAM.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) {
+        if IoApic::owns(address) {
+            self.ioapic.read(address, data);
+        } else {
+            data.fill(0xff);
         }
     }
 }

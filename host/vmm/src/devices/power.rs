@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::IrqLine;
 use crate::end::GuestEnd;
-use crate::kvm::IrqLine;
 
 const POWER_BUTTON: u16 = 1 << 8;
 /// The operating system owns power management; set from the start and for good.
@@ -95,8 +95,8 @@ impl Power {
     fn change(&self, change: impl FnOnce(&mut PowerState)) {
         let mut state = self.lock();
         change(&mut state);
-        // Under the lock, so that the line follows the registers. It fails only if there is no such line.
-        let _ = self.line.set(state.status & state.enable != 0);
+        // Under the lock, so that the line follows the registers.
+        self.line.set(state.status & state.enable != 0);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, PowerState> {

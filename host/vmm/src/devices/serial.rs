@@ -8,13 +8,12 @@ use serde::{Deserialize, Serialize};
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, SerialState, Trigger};
 
-use super::ConsoleBuffer;
-use crate::kvm::IrqLine;
+use super::{ConsoleBuffer, IrqLine};
 
 /// Its first port.
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// Its interrupt line, edge-triggered.
-pub const SERIAL_LINE: u32 = 4;
+pub const SERIAL_LINE: u8 = 4;
 
 type Uart = Serial<Edge, InputWanted, Output>;
 
@@ -61,7 +60,7 @@ impl SerialPort {
     }
 
     pub(super) fn write(&self, offset: u8, value: u8) {
-        // Fails only if the interrupt line does not exist, which creation of the machine has ruled out.
+        // Neither the line nor the buffer can fail.
         let _ = self.lock().write(offset, value);
     }
 
@@ -134,10 +133,11 @@ impl SerialPort {
 struct Edge(IrqLine);
 
 impl Trigger for Edge {
-    type E = std::io::Error;
+    type E = std::convert::Infallible;
 
-    fn trigger(&self) -> std::io::Result<()> {
-        self.0.pulse()
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.pulse();
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ mod vm;
 
 pub use cpuid::{CpuFeatures, TooFewFeatures};
 pub use vcpu_state::VcpuState;
-pub use vm::{IrqLine, MachineState, Vm};
+pub use vm::{MachineState, Message, PINS, Vm};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;

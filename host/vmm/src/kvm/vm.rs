@@ -1,4 +1,4 @@
-//! One KVM machine: memory slots, in-kernel interrupt controllers and timer, clock, dirty log.
+//! One KVM machine: memory slots, local APICs, messages to them, the clock, the dirty log.
 //!
 //! Slots are the regions of the guest's layout, in order. Everything a `Vm` points KVM at is owned by it.
 
@@ -8,14 +8,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dwcp_memory::{DirtyBitmap, GuestMemory, MappedRegion};
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_LOG_DIRTY_PAGES, KvmIrqRouting,
+    kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_msi,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::{CpuFeatures, KvmError, msrs};
+
+/// Pins of the I/O APIC, whose interrupts KVM leaves to us.
+pub const PINS: usize = 24;
 
 const API_VERSION: i32 = 12;
 /// Three pages that some CPUs need below 4 GiB, where there is no RAM.
@@ -31,18 +34,25 @@ pub struct Vm {
     can_scale_tsc: bool,
 }
 
-/// What the machine as a whole has to remember.
+/// A message-signalled interrupt: a write of `data` to `address`, which is below 4 GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// Names the CPUs.
+    pub address: u32,
+    /// Names the vector, and how it is delivered.
+    pub data: u32,
+}
+
+/// What KVM has to remember of the machine as a whole.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
-    chips: [kvm_irqchip; 3],
-    pit: kvm_pit_state2,
     clock: kvm_clock_data,
     /// Wall clock when this was taken, nanoseconds since 1970.
     taken_at_ns: u64,
 }
 
 impl Vm {
-    /// Makes a machine on `kvm` whose RAM is `memory`, with interrupt controllers and timer but no vCPU.
+    /// Makes a machine on `kvm` whose RAM is `memory`, without a vCPU.
     pub fn new(kvm: OwnedFd, memory: Arc<GuestMemory>) -> Result<Self, KvmError> {
         // SAFETY: we own the descriptor; if it is not KVM, every ioctl on it fails.
         let kvm = unsafe { <Kvm as std::os::fd::FromRawFd>::from_raw_fd(kvm.into_raw_fd()) };
@@ -51,10 +61,11 @@ impl Vm {
             return Err(KvmError::Version(version));
         }
         for (capability, name) in [
-            (Cap::Irqchip, "interrupt controllers"),
+            (Cap::SplitIrqchip, "local APICs without the rest"),
+            (Cap::SignalMsi, "messages to local APICs"),
             (Cap::ImmediateExit, "immediate exits"),
             (Cap::UserMemory, "memory slots"),
-            (Cap::Pit2, "a timer"),
+            (Cap::TscDeadlineTimer, "timers in local APICs"),
         ] {
             if !kvm.check_extension(capability) {
                 return Err(KvmError::Missing(name));
@@ -71,20 +82,19 @@ impl Vm {
             registers: msrs::to_save(&kvm)?,
             can_scale_tsc: kvm.check_extension(Cap::TscControl),
         };
+        // Before the first vCPU: local APICs in KVM, the I/O APIC here.
+        let split = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            args: [PINS as u64, 0, 0, 0],
+            ..Default::default()
+        };
+        vm.fd
+            .enable_cap(&split)
+            .map_err(KvmError::refused("create local APICs"))?;
         vm.set_slots(0)?;
         vm.fd
             .set_tss_address(TSS_ADDRESS)
             .map_err(KvmError::refused("reserve its pages"))?;
-        vm.fd
-            .create_irq_chip()
-            .map_err(KvmError::refused("create interrupt controllers"))?;
-        let pit = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..Default::default()
-        };
-        vm.fd
-            .create_pit2(pit)
-            .map_err(KvmError::refused("create a timer"))?;
         Ok(vm)
     }
 
@@ -127,6 +137,39 @@ impl Vm {
             .map_err(KvmError::refused("create a vCPU"))
     }
 
+    /// Sends a message-signalled interrupt.
+    pub fn send_message(&self, message: Message) -> Result<(), KvmError> {
+        let message = kvm_msi {
+            address_lo: message.address,
+            data: message.data,
+            ..Default::default()
+        };
+        self.fd
+            .signal_msi(message)
+            .map(drop)
+            .map_err(KvmError::refused("send an interrupt"))
+    }
+
+    /// Says which I/O APIC pins are level-triggered and what they send; KVM reports the guest's ends of these
+    /// interrupts. Replaces what was said before.
+    pub fn route(&self, pins: &[(u32, Message)]) -> Result<(), KvmError> {
+        let mut entries = vec![kvm_irq_routing_entry::default(); pins.len()];
+        for (entry, (pin, message)) in entries.iter_mut().zip(pins) {
+            entry.gsi = *pin;
+            entry.type_ = KVM_IRQ_ROUTING_MSI;
+            entry.u.msi = kvm_irq_routing_msi {
+                address_lo: message.address,
+                data: message.data,
+                ..Default::default()
+            };
+        }
+        let routing = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| KvmError::Missing("room for so many interrupt routes"))?;
+        self.fd
+            .set_gsi_routing(&routing)
+            .map_err(KvmError::refused("route interrupts"))
+    }
+
     /// Begins to log which pages vCPUs write.
     pub fn start_log(&self) -> Result<(), KvmError> {
         self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
@@ -153,22 +196,6 @@ impl Vm {
 
     /// Takes the state of the parts that are not a vCPU. No vCPU may run meanwhile.
     pub fn save(&self) -> Result<MachineState, KvmError> {
-        let mut chips = [kvm_irqchip::default(); 3];
-        let ids = [
-            KVM_IRQCHIP_PIC_MASTER,
-            KVM_IRQCHIP_PIC_SLAVE,
-            KVM_IRQCHIP_IOAPIC,
-        ];
-        for (chip, id) in chips.iter_mut().zip(ids) {
-            chip.chip_id = id;
-            self.fd
-                .get_irqchip(chip)
-                .map_err(KvmError::refused("read an interrupt controller"))?;
-        }
-        let pit = self
-            .fd
-            .get_pit2()
-            .map_err(KvmError::refused("read the timer"))?;
         let mut clock = self
             .fd
             .get_clock()
@@ -176,8 +203,6 @@ impl Vm {
         // We advance it ourselves; the flags that were read would be refused when it is set.
         clock.flags = 0;
         Ok(MachineState {
-            chips,
-            pit,
             clock,
             taken_at_ns: wall_clock_ns(),
         })
@@ -185,14 +210,6 @@ impl Vm {
 
     /// Puts a saved state in place, the clock advanced by the wall time since. Answers that time in nanoseconds.
     pub fn load(&self, state: &MachineState) -> Result<u64, KvmError> {
-        for chip in &state.chips {
-            self.fd
-                .set_irqchip(chip)
-                .map_err(KvmError::refused("set an interrupt controller"))?;
-        }
-        self.fd
-            .set_pit2(&state.pit)
-            .map_err(KvmError::refused("set the timer"))?;
         let passed_ns = wall_clock_ns().saturating_sub(state.taken_at_ns);
         let clock = kvm_clock_data {
             clock: state.clock.clock.saturating_add(passed_ns),
@@ -218,34 +235,6 @@ impl Vm {
                 .map_err(KvmError::refused("map guest memory"))?;
         }
         Ok(())
-    }
-}
-
-/// One interrupt line of the machine.
-#[derive(Debug, Clone)]
-pub struct IrqLine {
-    vm: Arc<Vm>,
-    line: u32,
-}
-
-impl IrqLine {
-    /// Line `line` (global system interrupt) of `vm`.
-    pub fn new(vm: Arc<Vm>, line: u32) -> Self {
-        Self { vm, line }
-    }
-
-    /// Raises or lowers a level-triggered line.
-    pub fn set(&self, active: bool) -> std::io::Result<()> {
-        self.vm
-            .fd
-            .set_irq_line(self.line, active)
-            .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))
-    }
-
-    /// Gives an edge-triggered line one edge.
-    pub fn pulse(&self) -> std::io::Result<()> {
-        self.set(true)?;
-        self.set(false)
     }
 }
 

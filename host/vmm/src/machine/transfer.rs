@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Boot, Machine, Phase, RequestError};
-use crate::devices::{PowerState, SerialRegisters};
+use crate::devices::{IoApicState, PowerState, SerialRegisters};
 use crate::kvm::{MachineState, VcpuState};
 use crate::state::{StateReader, StateWriter};
 
 const MACHINE_VERSION: u32 = 1;
 const KVM_VERSION: u32 = 1;
 const VCPU_VERSION: u32 = 1;
+const IO_APIC_VERSION: u32 = 1;
 const SERIAL_VERSION: u32 = 1;
 const POWER_VERSION: u32 = 1;
 
@@ -32,6 +33,7 @@ impl Machine {
             state.put(&format!("vcpu.{index}"), VCPU_VERSION, &vcpu.save()?)?;
         }
         state.put("kvm", KVM_VERSION, &self.vm.save()?)?;
+        state.put("ioapic", IO_APIC_VERSION, &self.devices.ioapic.save())?;
         state.put("serial", SERIAL_VERSION, &self.devices.serial.save())?;
         state.put("power", POWER_VERSION, &self.devices.power.save())?;
         Ok(state.finish())
@@ -55,6 +57,7 @@ impl Machine {
             .map(|index| state.take(&format!("vcpu.{index}"), VCPU_VERSION))
             .collect::<Result<Vec<Box<VcpuState>>, _>>()?;
         let kvm: MachineState = state.take("kvm", KVM_VERSION)?;
+        let ioapic: IoApicState = state.take("ioapic", IO_APIC_VERSION)?;
         let serial: SerialRegisters = state.take("serial", SERIAL_VERSION)?;
         let power: PowerState = state.take("power", POWER_VERSION)?;
         state.finish()?;
@@ -63,6 +66,7 @@ impl Machine {
         for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
             vcpu.load(state, passed_ns)?;
         }
+        self.devices.ioapic.load(ioapic)?;
         if !self.devices.serial.load(serial) {
             return Err(crate::state::StateError::Damaged.into());
         }

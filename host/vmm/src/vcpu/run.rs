@@ -107,15 +107,16 @@ impl Runner {
                 devices.read(port, data);
                 None
             }
-            VcpuExit::MmioRead(_, data) => {
-                data.fill(0xff);
+            VcpuExit::MmioWrite(address, data) => devices.write_memory(address, data),
+            VcpuExit::MmioRead(address, data) => {
+                devices.read_memory(address, data);
                 None
             }
-            VcpuExit::MmioWrite(..)
-            | VcpuExit::Intr
-            | VcpuExit::Hlt
-            | VcpuExit::IrqWindowOpen
-            | VcpuExit::IoapicEoi(_) => None,
+            VcpuExit::IoapicEoi(vector) => {
+                devices.ioapic.end_of_interrupt(vector);
+                None
+            }
+            VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => None,
             VcpuExit::Shutdown => Some(GuestEnd::TripleFault),
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Some(GuestEnd::PowerOff),
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Some(GuestEnd::Reset),
