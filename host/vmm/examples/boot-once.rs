@@ -1,8 +1,8 @@
 //! Boots one kernel to its end, without the launcher:
-//! `boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT]`.
+//! `boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT] [--press-at TEXT]`.
 //!
 //! `--move-at` pauses the guest once it has printed TEXT, saves it, ends its process, and lets it go on in a second one
-//! over the same memory.
+//! over the same memory. `--press-at` presses the power button (after the move, if there is one).
 //!
 //! The guest's serial output goes to standard output; afterwards one line on standard error says how long it took and
 //! how the guest ended. Finds `dwcp-vmm` beside itself or one directory up. Needs `/dev/kvm` and a writable `/tmp`.
@@ -30,6 +30,7 @@ struct Arguments {
     memory: MemorySize,
     vcpus: u8,
     move_at: Option<String>,
+    press_at: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -57,20 +58,27 @@ fn boot() -> Result<bool> {
     let kernel = Some((open(&arguments.kernel)?, initrd));
     let mut vmm = start(&arguments, &guest, "boot-once", first, kernel)?;
     let mut client = vmm.client()?;
-    let console = client.console()?;
+    let mut console = client.console()?;
     client.run(1)?;
-    if show_until(console, arguments.move_at.as_deref())? {
+    if let Some(text) = &arguments.move_at
+        && show_until(&mut console, Some(text))?
+    {
         client.pause()?;
         let (state, bytes) = client.save()?;
         drop(vmm);
         vmm = start(&arguments, &guest, "moved", Boot::Incoming, None)?;
-        let mut client = vmm.client()?;
+        client = vmm.client()?;
         client.load(state.as_fd())?;
-        let console = client.console()?;
+        console = client.console()?;
         client.run(2)?;
         eprintln!("boot-once: moved, {bytes} bytes of state");
-        show_until(console, None)?;
     }
+    if let Some(text) = &arguments.press_at
+        && show_until(&mut console, Some(text))?
+    {
+        client.stop(false)?;
+    }
+    show_until(&mut console, None)?;
     let ended = vmm.wait(DEADLINE)?;
     let words = ended.words.unwrap_or_else(|| ended.status.to_string());
     eprintln!(
@@ -104,7 +112,7 @@ fn start(
 }
 
 /// Shows what the guest prints, to its end or until it has printed `text`; answers whether it has.
-fn show_until(mut console: UnixStream, text: Option<&str>) -> Result<bool> {
+fn show_until(console: &mut UnixStream, text: Option<&str>) -> Result<bool> {
     let mut seen: Vec<u8> = Vec::new();
     let mut buffer = [0; 4096];
     let mut out = std::io::stdout().lock();
@@ -138,7 +146,7 @@ fn program() -> Result<PathBuf> {
 fn parse() -> Result<Arguments> {
     let mut words = std::env::args().skip(1);
     let kernel = words.next().context(
-        "Usage: boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT]",
+        "Usage: boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT] [--press-at TEXT]",
     )?;
     let mut arguments = Arguments {
         kernel: kernel.into(),
@@ -147,6 +155,7 @@ fn parse() -> Result<Arguments> {
         memory: MemorySize::mib(256)?,
         vcpus: 1,
         move_at: None,
+        press_at: None,
     };
     while let Some(word) = words.next() {
         let value = words
@@ -157,6 +166,7 @@ fn parse() -> Result<Arguments> {
             "--cmdline" => arguments.cmdline = value,
             "--memory" => arguments.memory = MemorySize::mib(value.parse()?)?,
             "--move-at" if !value.is_empty() => arguments.move_at = Some(value),
+            "--press-at" if !value.is_empty() => arguments.press_at = Some(value),
             "--vcpus" => arguments.vcpus = value.parse()?,
             _ => bail!("{word} is unknown"),
         }
