@@ -40,6 +40,8 @@ pub struct Options {
 pub struct Built {
     /// The marketplace, an OCI image layout directory. Its file `cosign.pub` is the key that signed it.
     pub layout: PathBuf,
+    /// The components as files, `NAME.wasm`.
+    pub components: PathBuf,
 }
 
 /// The name of the public key inside the layout directory.
@@ -55,25 +57,33 @@ pub fn build(options: &Options) -> Result<Built> {
         .unwrap_or_else(|| target.join("marketplace"));
     // One build at a time: they share the toolchain, the key and the guests' target directory.
     let turn = File::create(cache.join("plugins.lock")).context("Cannot make the build lock.")?;
-    turn.lock().context("Cannot take the build lock.")?;
+    if turn.try_lock().is_err() {
+        eprintln!("    waiting for another build of plugins");
+        turn.lock().context("Cannot take the build lock.")?;
+    }
 
     let toolchain = toolchain::ensure(&cache)?;
     let guest = match &options.guest_elf {
         Some(path) => path.clone(),
         None => bundle::guest_elf()?,
     };
+    let folder = target.join("plugins");
+    let built = Built {
+        layout: layout.clone(),
+        components: folder.clone(),
+    };
     let root = cache::workspace();
     let stamp = Stamp::of(&toolchain.identity, &root, &guest)?;
     let stamp_file = layout.with_extension("stamp");
     if stamp.is_in(&stamp_file) && is_whole(&layout) {
-        return Ok(Built { layout });
+        return Ok(built);
     }
     let components = components::build(&toolchain, &cache, &root.join("plugins"))?;
-    components::write(&components, &target.join("plugins"))?;
+    components::write(&components, &folder)?;
     let key = bundle::development_key(&cache)?;
     bundle::write(&layout, &components, &guest, &key)?;
     stamp.write(&stamp_file)?;
-    Ok(Built { layout })
+    Ok(built)
 }
 
 /// For `doctor`: which toolchain builds plugins here.

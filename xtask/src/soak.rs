@@ -96,8 +96,10 @@ fn plan(arguments: &Arguments, seed: u64) -> Plan {
         filter: None,
         environment: vec![
             set("DWCP_SEED", seed.to_string()),
+            set("DWCP_FAULT_SEED", seed.to_string()),
             set("DWCP_FAULTS", arguments.faults.to_string()),
             set("PROPTEST_CASES", arguments.cases.to_string()),
+            set("DWCP_SOAK_CASES", arguments.cases.to_string()),
         ],
         patience: PATIENCE,
     }

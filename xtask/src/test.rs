@@ -5,7 +5,7 @@
 //!
 //! What it must not know: what any test tests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -246,10 +246,11 @@ fn line(name: &str, outcome: &Outcome) -> String {
     text + &format!(" in {}", seconds(outcome.time))
 }
 
-/// How programs learn where the marketplace is.
+/// How programs learn where the marketplace and the components are.
 pub fn plugins_environment(built: &plugins::Built) -> Vec<(String, String)> {
-    vec![(
-        "DWCP_MARKETPLACE".into(),
-        built.layout.display().to_string(),
-    )]
+    let set = |name: &str, path: &Path| (name.to_owned(), path.display().to_string());
+    vec![
+        set("DWCP_MARKETPLACE", &built.layout),
+        set("DWCP_PLUGINS_DIR", &built.components),
+    ]
 }

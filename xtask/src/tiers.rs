@@ -66,32 +66,24 @@ impl Tier {
         if executable.kind != "test" {
             return Tier::Unit;
         }
-        by_name(&executable.target)
-            .or_else(|| by_package(&executable.package, &executable.target))
-            .unwrap_or(Tier::Unit)
+        match executable.package.as_str() {
+            "dwcp-e2e" => of_everything(&executable.target),
+            "dwcp-vmm" | "dwcp-launch" | "dwcp-node" | "dwcp-guest" | "dwcp-wan" | "dwcpd" => {
+                Tier::Kvm
+            }
+            _ => Tier::Unit,
+        }
     }
 }
 
-/// An integration test may say its tier in its own name.
-fn by_name(target: &str) -> Option<Tier> {
-    let first = target.split('_').next()?;
-    Tier::ALL
-        .into_iter()
-        .find(|tier| *tier != Tier::Plugins && tier.name() == first)
-}
-
-/// Packages whose integration tests start guests or confined processes, but for those named.
-fn by_package(package: &str, target: &str) -> Option<Tier> {
-    let unit: &[&str] = match package {
-        "dwcp-e2e" => &["architecture", "docs"],
-        "dwcp-vmm" | "dwcp-launch" | "dwcp-node" | "dwcp-guest" | "dwcp-wan" | "dwcpd" => &[],
-        _ => return None,
-    };
-    Some(if unit.contains(&target) {
-        Tier::Unit
-    } else {
-        Tier::Kvm
-    })
+/// Tests of everything together say in their names where they belong; most need whole hosts.
+fn of_everything(target: &str) -> Tier {
+    match target.split('_').next() {
+        Some("architecture" | "docs") => Tier::Unit,
+        Some("nested") => Tier::Nested,
+        Some("faults") => Tier::Faults,
+        _ => Tier::Kvm,
+    }
 }
 
 #[cfg(test)]
@@ -110,17 +102,18 @@ mod tests {
     }
 
     #[test]
-    fn a_name_says_the_tier() {
-        assert_eq!(tier("dwcp-vmm", "nested_linux", "test"), Tier::Nested);
+    fn tests_of_everything_say_their_tier_in_their_names() {
+        assert_eq!(tier("dwcp-e2e", "nested_linux", "test"), Tier::Nested);
         assert_eq!(tier("dwcp-e2e", "faults", "test"), Tier::Faults);
-        assert_eq!(tier("dwcp-jail", "kvm_denied", "test"), Tier::Kvm);
+        assert_eq!(tier("dwcp-e2e", "architecture", "test"), Tier::Unit);
+        assert_eq!(tier("dwcp-e2e", "flow", "test"), Tier::Kvm);
     }
 
     #[test]
     fn what_starts_guests_needs_kvm_and_the_rest_does_not() {
-        assert_eq!(tier("dwcp-e2e", "flow", "test"), Tier::Kvm);
-        assert_eq!(tier("dwcp-e2e", "architecture", "test"), Tier::Unit);
+        assert_eq!(tier("dwcp-vmm", "life", "test"), Tier::Kvm);
         assert_eq!(tier("dwcp-vmm", "dwcp_vmm", "lib"), Tier::Unit);
-        assert_eq!(tier("dwcp-wire", "ladder", "test"), Tier::Unit);
+        assert_eq!(tier("dwcp-wire", "codec", "test"), Tier::Unit);
+        assert_eq!(tier("dwcp-plugins", "faults", "test"), Tier::Unit);
     }
 }
