@@ -4,7 +4,6 @@
 //! fault the instance is never called again. Never: knowledge of worlds.
 
 use crate::{
-    bindings::described::DescribedIndices,
     fault::{Fault, FaultKind},
     limits::Limits,
     ticker::Ticker,
@@ -128,37 +127,19 @@ pub(crate) struct Live<B> {
 }
 
 impl<B> Live<B> {
-    /// Instantiates, sets up, and finds the world's exports, all within the start budget.
+    /// Instantiates and finds what is to be called, all within the start budget.
     pub(crate) fn start(
         ticker: &Ticker,
         pre: &InstancePre<Budget>,
-        described: &DescribedIndices,
         limits: Limits,
-        configuration: &str,
         exports: impl FnOnce(&mut Store<Budget>, &Instance) -> wasmtime::Result<B>,
     ) -> Result<Live<B>, Fault> {
         let mut store = new_store(pre, limits);
-        let result = run(ticker, &mut store, limits.start_ms, |store| {
+        let exports = run(ticker, &mut store, limits.start_ms, |store| {
             let instance = pre.instantiate(&mut *store)?;
-            let answer = described
-                .load(&mut *store, &instance)?
-                .dwcp_types_plugin()
-                .call_set_up(&mut *store, configuration)?;
-            Ok((exports(store, &instance)?, answer))
+            exports(store, &instance)
         })?;
-        match result {
-            (exports, Ok(())) => Ok(Live { store, exports }),
-            (_, Err(problems)) => {
-                let first = problems
-                    .first()
-                    .map_or("no reason given", |p| p.message.as_str());
-                let place = problems.first().map_or("", |p| p.path.as_str());
-                Err(Fault::new(
-                    FaultKind::Start,
-                    format!("The plugin refused its configuration at '{place}': {first}"),
-                ))
-            }
-        }
+        Ok(Live { store, exports })
     }
 
     /// Calls into the instance with `allowed_ms` of processor time. After an error the instance must be dropped.

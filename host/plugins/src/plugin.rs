@@ -122,14 +122,30 @@ impl Plugin {
         exports: impl FnOnce(&mut Store<Budget>, &Instance) -> wasmtime::Result<B>,
     ) -> Result<Live<B>, Fault> {
         self.counters.start();
-        Live::start(
+        let mut refusal = None;
+        let live = Live::start(
             &self.sandbox.ticker,
             &self.pre,
-            &self.described,
             self.setup.limits,
-            &self.setup.configuration,
-            exports,
-        )
+            |store, instance| {
+                let described = self.described.load(&mut *store, instance)?;
+                refusal = described
+                    .dwcp_types_plugin()
+                    .call_set_up(&mut *store, &self.setup.configuration)?
+                    .err();
+                exports(store, instance)
+            },
+        )?;
+        match refusal {
+            None => Ok(live),
+            Some(problems) => {
+                let (path, message) = problems.first().map_or(("", "no reason given"), |p| {
+                    (p.path.as_str(), p.message.as_str())
+                });
+                let what = format!("The plugin refused its configuration at '{path}': {message}");
+                Err(Fault::new(FaultKind::Start, what))
+            }
+        }
     }
 
     /// A call that gives the instance its state.

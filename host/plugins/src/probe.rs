@@ -1,14 +1,15 @@
 //! Calls an export that takes and gives nothing, through the same gate, budget and counters as every other call.
 //!
-//! For: measuring what the sandbox itself costs beside the bare engine, with the same bytes. Never: a decision.
+//! For: measuring what the sandbox itself costs beside the bare engine, with the same bytes. The component needs no
+//! manifest and is never a decision.
 
 use crate::{
-    bindings::described::DescribedIndices,
     counters::{Counters, Usage},
     fault::Fault,
     gate::Gate,
     instance::{Budget, Live},
-    sandbox::{Compiled, OpenError, Sandbox, Setup},
+    limits::Limits,
+    sandbox::{CompileError, Sandbox},
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -16,53 +17,49 @@ use std::{
 };
 use wasmtime::component::{ComponentExportIndex, InstancePre, TypedFunc};
 
+type Run = TypedFunc<(), ()>;
+
 /// A component whose export is called again and again.
 pub struct Probe {
     sandbox: Arc<Sandbox>,
     pre: InstancePre<Budget>,
-    described: DescribedIndices,
     export: ComponentExportIndex,
-    setup: Setup,
+    limits: Limits,
     gate: Gate,
     counters: Counters,
-    live: Mutex<Option<Live<TypedFunc<(), ()>>>>,
+    live: Mutex<Option<Live<Run>>>,
 }
 
 impl std::fmt::Debug for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Probe")
-            .field("setup", &self.setup)
+            .field("usage", &self.usage())
             .finish_non_exhaustive()
     }
 }
 
 impl Sandbox {
-    /// Prepares calls of `export`, a function of the component without parameters and result.
+    /// Prepares calls of `export`, a function without parameters and result, of a component without imports.
     pub fn probe(
         self: &Arc<Self>,
-        compiled: &Compiled,
-        setup: Setup,
+        wasm: &[u8],
+        limits: Limits,
         export: &str,
-    ) -> Result<Probe, OpenError> {
-        let plugin = compiled.manifest().address();
-        let pre = self.link(compiled, &setup)?;
-        let (Ok(described), Some(export)) = (
-            DescribedIndices::new(&pre),
-            compiled.component.get_export_index(None, export),
-        ) else {
-            return Err(OpenError::NoExport {
-                plugin,
-                export: export.to_owned(),
-            });
-        };
-        let gate = Gate::new(1, setup.limits.waiting_calls, setup.limits.wait_ms);
+    ) -> Result<Probe, CompileError> {
+        let (component, _) = self.component(wasm)?;
+        let pre = self.link_pure(&component).map_err(CompileError::Invalid)?;
+        let export =
+            component
+                .get_export_index(None, export)
+                .ok_or_else(|| CompileError::NoExport {
+                    export: export.to_owned(),
+                })?;
         Ok(Probe {
             sandbox: self.clone(),
             pre,
-            described,
             export,
-            setup,
-            gate,
+            limits,
+            gate: Gate::new(1, limits.waiting_calls, limits.wait_ms),
             counters: Counters::default(),
             live: Mutex::new(None),
         })
@@ -70,14 +67,12 @@ impl Sandbox {
 }
 
 impl Probe {
-    fn start(&self) -> Result<Live<TypedFunc<(), ()>>, Fault> {
+    fn start(&self) -> Result<Live<Run>, Fault> {
         self.counters.start();
         Live::start(
             &self.sandbox.ticker,
             &self.pre,
-            &self.described,
-            self.setup.limits,
-            &self.setup.configuration,
+            self.limits,
             |store, instance| instance.get_typed_func(store, self.export),
         )
     }
@@ -96,11 +91,9 @@ impl Probe {
             none => none.insert(self.start()?),
         };
         let began = Instant::now();
-        let result = live.call(
-            &self.sandbox.ticker,
-            self.setup.limits.call_ms,
-            |run, store| run.call(store, ()),
-        );
+        let result = live.call(&self.sandbox.ticker, self.limits.call_ms, |run, store| {
+            run.call(store, ())
+        });
         self.counters.call(began.elapsed());
         if let Err(fault) = &result {
             self.counters.fault(fault.kind);

@@ -65,6 +65,12 @@ pub enum CompileError {
     /// The manifest breaks a bound.
     #[error("The component's manifest is wrong: {0}.")]
     BadManifest(String),
+    /// It does not export a function that was to be called.
+    #[error("The component exports no function {export}.")]
+    NoExport {
+        /// The function.
+        export: String,
+    },
     /// It imports something that its manifest does not ask for.
     #[error(
         "The component imports {import}, which its manifest does not list among its capabilities."
@@ -116,14 +122,6 @@ pub enum OpenError {
         /// What is missing.
         #[source]
         source: wasmtime::Error,
-    },
-    /// It does not export a function that was to be called.
-    #[error("Plugin {plugin} exports no function {export}.")]
-    NoExport {
-        /// Its address.
-        plugin: String,
-        /// The function.
-        export: String,
     },
     /// A limit is larger than the sandbox can give.
     #[error(
@@ -241,23 +239,7 @@ impl Sandbox {
     ///
     /// Takes milliseconds for a small component, many seconds for one of tens of megabytes.
     pub fn compile(&self, wasm: &[u8]) -> Result<Compiled, CompileError> {
-        if wasm.len() > self.component_bytes {
-            return Err(CompileError::TooLarge {
-                bytes: wasm.len(),
-                max: self.component_bytes,
-            });
-        }
-        let digest: [u8; 32] = Sha256::digest(wasm).into();
-        let component = match self.cached(&digest) {
-            Some(component) => component,
-            None => {
-                let component =
-                    Component::from_binary(&self.engine, wasm).map_err(CompileError::Invalid)?;
-                let code = component.serialize().map_err(CompileError::Invalid)?;
-                self.cache.store(&digest, &code);
-                component
-            }
-        };
+        let (component, digest) = self.component(wasm)?;
         let imports = imports_of(&component, &self.engine);
         let manifest = self.read_manifest(&component)?;
         if let Some(import) = imports
@@ -280,6 +262,28 @@ impl Sandbox {
     /// File in which the compiled code of the component with this digest is kept.
     pub fn cache_file(&self, wasm: &[u8]) -> std::path::PathBuf {
         self.cache.path(&Sha256::digest(wasm).into())
+    }
+
+    /// The component, from the cache or compiled and kept, and its SHA-256.
+    pub(crate) fn component(&self, wasm: &[u8]) -> Result<(Component, [u8; 32]), CompileError> {
+        if wasm.len() > self.component_bytes {
+            return Err(CompileError::TooLarge {
+                bytes: wasm.len(),
+                max: self.component_bytes,
+            });
+        }
+        let digest: [u8; 32] = Sha256::digest(wasm).into();
+        let component = match self.cached(&digest) {
+            Some(component) => component,
+            None => {
+                let component =
+                    Component::from_binary(&self.engine, wasm).map_err(CompileError::Invalid)?;
+                let code = component.serialize().map_err(CompileError::Invalid)?;
+                self.cache.store(&digest, &code);
+                component
+            }
+        };
+        Ok((component, digest))
     }
 
     fn cached(&self, digest: &[u8; 32]) -> Option<Component> {
@@ -344,15 +348,18 @@ impl Sandbox {
                 import: import.clone(),
             });
         }
-        Linker::new(&self.engine)
-            .instantiate_pre(&compiled.component)
-            .map_err(|error| {
-                tracing::warn!(%error, plugin = plugin(), "plugin cannot be linked");
-                OpenError::NotProvided {
-                    plugin: plugin(),
-                    import: error.to_string(),
-                }
-            })
+        self.link_pure(&compiled.component).map_err(|error| {
+            tracing::warn!(%error, plugin = plugin(), "plugin cannot be linked");
+            OpenError::NotProvided {
+                plugin: plugin(),
+                import: error.to_string(),
+            }
+        })
+    }
+
+    /// Links a component with nothing.
+    pub(crate) fn link_pure(&self, component: &Component) -> wasmtime::Result<InstancePre<Budget>> {
+        Linker::new(&self.engine).instantiate_pre(component)
     }
 }
 

@@ -59,6 +59,8 @@ fn provoke(bench: &Bench, policy: &Policy) -> Fault {
             let recorded = bench.kept.last();
             assert_eq!(recorded.outcome, Outcome::Fault(fault.clone()));
             assert_eq!(recorded.id, "bad");
+            // What was cut off replays as cut off; every other fault happens again, word for word.
+            assert!(policy.replay(&recorded).unwrap().same);
         })
 }
 
@@ -481,4 +483,39 @@ fn many_threads_share_one_policy() {
     });
     assert_eq!(policy.usage().faults.get(&FaultKind::Trap), Some(&80));
     assert_eq!(policy.usage().calls, 401);
+}
+
+#[test]
+fn a_probe_is_limited_like_a_plugin() {
+    let bench = bench();
+    let component = |body: &str| {
+        wat::parse_str(format!(
+            r#"(component
+                (core module $module (func (export "run") {body}))
+                (core instance $instance (instantiate $module))
+                (func (export "run") (canon lift (core func $instance "run"))))"#
+        ))
+        .unwrap()
+    };
+    let good = bench
+        .sandbox
+        .probe(&component(""), limits(), "run")
+        .unwrap();
+    good.instantiate().unwrap();
+    for _ in 0..3 {
+        good.call().unwrap();
+    }
+    assert_eq!((good.usage().calls, good.usage().starts), (3, 2));
+    let bad = bench
+        .sandbox
+        .probe(&component("(loop $l (br $l))"), limits(), "run")
+        .unwrap();
+    for _ in 0..2 {
+        assert_eq!(bad.call().unwrap_err().kind, FaultKind::Time);
+    }
+    assert_eq!(bad.usage().starts, 2);
+    assert!(matches!(
+        bench.sandbox.probe(&component(""), limits(), "walk"),
+        Err(CompileError::NoExport { .. })
+    ));
 }
