@@ -55,8 +55,9 @@ pub struct Global {
         hide_env_values = true
     )]
     pub project: String,
-    /// How results are shown
+    /// How results are shown: table, or json with the fields of the API
     #[arg(
+        hide_possible_values = true,
         short,
         long,
         global = true,

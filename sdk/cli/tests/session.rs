@@ -9,7 +9,7 @@ async fn told(rig: &Rig, lines: &[&str]) -> String {
     let mut text = String::new();
     for line in lines {
         let ran = rig.line(line).await;
-        text += &format!("$ dwcp {line}\n{}{}", ran.out, ran.err);
+        text += &format!("$ dwcp {line}\n{}{}", ran.err, ran.out);
         if ran.code != 0 {
             text += &format!("[exit {}]\n", ran.code);
         }

@@ -102,6 +102,11 @@ impl Fake {
         state.vms.insert(("default".into(), name.into()), vm);
     }
 
+    /// Machines that there are.
+    pub fn vms(&self) -> usize {
+        self.state().vms.len()
+    }
+
     /// Consoles that are attached to the machine that prints without end.
     pub fn consoles(&self) -> usize {
         std::sync::Arc::strong_count(&self.attached) - 1
