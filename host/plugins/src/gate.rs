@@ -81,8 +81,14 @@ pub(crate) struct Permit<'a>(&'a Gate);
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.0.lock().running -= 1;
-        self.0.freed.notify_one();
+        let mut state = self.0.lock();
+        state.running -= 1;
+        let someone_waits = state.waiting > 0;
+        drop(state);
+        // Waking nobody would still be a system call.
+        if someone_waits {
+            self.0.freed.notify_one();
+        }
     }
 }
 

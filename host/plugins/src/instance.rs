@@ -155,6 +155,11 @@ impl<B> Live<B> {
             f(exports, store)
         })
     }
+
+    /// When the last call began.
+    pub(crate) fn began(&self) -> Instant {
+        self.store.data().began
+    }
 }
 
 /// A store with its limits in force.

@@ -11,10 +11,7 @@ use crate::{
     limits::Limits,
     sandbox::{CompileError, Sandbox},
 };
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 use wasmtime::component::{ComponentExportIndex, InstancePre, TypedFunc};
 
 type Run = TypedFunc<(), ()>;
@@ -90,11 +87,10 @@ impl Probe {
             Some(live) => live,
             none => none.insert(self.start()?),
         };
-        let began = Instant::now();
         let result = live.call(&self.sandbox.ticker, self.limits.call_ms, |run, store| {
             run.call(store, ())
         });
-        self.counters.call(began.elapsed());
+        self.counters.call(live.began().elapsed());
         if let Err(fault) = &result {
             self.counters.fault(fault.kind);
             *held = None;
