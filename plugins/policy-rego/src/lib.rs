@@ -8,10 +8,10 @@
 //!
 //! What it must not know: where facts come from, what is done with a verdict.
 
-mod facts;
 mod policies;
 #[cfg(test)]
 mod tests;
+mod text;
 mod verdict;
 
 #[allow(missing_docs)]

@@ -4,15 +4,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use regorus::unstable::BUILTINS;
 use regorus::{Engine, Value};
 
 use crate::bindings::exports::dwcp::policy::rules::{Diagnostic, Document, Fact, Summary};
-use crate::{cut, facts};
+use crate::cut;
+use crate::text::{Reference, references};
 
 const REGO: &str = "application/vnd.openpolicyagent.rego";
 const JSON: &str = "application/json";
 const MAX_DOCUMENTS: usize = 256;
 const MAX_DIAGNOSTICS: usize = 64;
+
+/// Words that may stand before a parenthesis without being functions, and the root of all documents.
+const KEYWORDS: [&str; 12] = [
+    "as", "contains", "data", "else", "every", "if", "import", "in", "not", "print", "some", "with",
+];
 
 /// What a policy's rules are called.
 pub const RULES: [&str; 6] = ["deny", "warn", "allow", "patch", "applies", "facts"];
@@ -100,7 +107,7 @@ impl Policies {
         if problems.is_empty() {
             read.policies.retain(|_, policy| policy.decides());
             problems.extend(read.learn_facts());
-            problems.extend(read.undeclared(documents, &packages));
+            problems.extend(read.unknown(documents, &packages));
         }
         if problems.is_empty() {
             problems.extend(read.try_out());
@@ -191,13 +198,12 @@ impl Policies {
         problems
     }
 
-    /// Facts that a text uses but its package does not declare.
-    fn undeclared(
+    /// What the documents refer to and is not there: facts that are not declared, functions unknown to the engine.
+    fn unknown(
         &self,
         documents: &[Document],
         packages: &BTreeMap<&str, String>,
     ) -> Vec<Diagnostic> {
-        let everywhere = || self.policies.values().flat_map(|policy| &policy.facts);
         let mut problems = Vec::new();
         for document in documents {
             let Some(package) = packages.get(document.path.as_str()) else {
@@ -206,33 +212,70 @@ impl Policies {
             if package.ends_with("_test") {
                 continue;
             }
-            // A library may use what any policy declares.
-            let declared: Vec<&String> = match self.policies.get(package) {
-                Some(policy) => policy.facts.iter().collect(),
-                None => everywhere().collect(),
-            };
-            for used in facts::uses(&document.text) {
-                let name = used.path.join(".");
-                let covers =
-                    |fact: &&String| name == **fact || name.starts_with(&format!("{fact}."));
-                if !declared.iter().any(covers) {
-                    let message = match name.as_str() {
-                        "" => "Name the fact: `input.facts` alone hides which one is needed."
-                            .to_owned(),
-                        _ => format!(
-                            "The fact is not declared; add \"{name}\" to `facts` of {package}."
-                        ),
-                    };
-                    problems.push(Diagnostic {
-                        file: document.path.clone(),
-                        line: used.line,
-                        column: used.column,
-                        message,
-                    });
-                }
+            let imported = imported(&document.text);
+            for reference in references(&document.text) {
+                let problem = self
+                    .undeclared_fact(&reference, package)
+                    .or_else(|| self.unknown_function(&reference, package, packages, &imported));
+                problems.extend(problem.map(|message| Diagnostic {
+                    file: document.path.clone(),
+                    line: reference.line,
+                    column: reference.column,
+                    message,
+                }));
             }
         }
         problems
+    }
+
+    fn undeclared_fact(&self, reference: &Reference, package: &str) -> Option<String> {
+        if !reference
+            .path
+            .starts_with(&["input".to_owned(), "facts".to_owned()])
+        {
+            return None;
+        }
+        let name = reference.path[2..].join(".");
+        let covers = |fact: &String| name == *fact || name.starts_with(&format!("{fact}."));
+        // A library may use what any policy declares.
+        let declared = match self.policies.get(package) {
+            Some(policy) => policy.facts.iter().any(covers),
+            None => self
+                .policies
+                .values()
+                .any(|policy| policy.facts.iter().any(covers)),
+        };
+        match (declared, name.as_str()) {
+            (true, _) => None,
+            (_, "") => Some("Name the fact: `input.facts` alone hides which one is needed.".into()),
+            _ => Some(format!(
+                "The fact is not declared; add \"{name}\" to `facts` of {package}."
+            )),
+        }
+    }
+
+    fn unknown_function(
+        &self,
+        reference: &Reference,
+        package: &str,
+        packages: &BTreeMap<&str, String>,
+        imported: &BTreeSet<String>,
+    ) -> Option<String> {
+        let first = reference.path[0].as_str();
+        let name = reference.path.join(".");
+        let known = !reference.is_call
+            || BUILTINS.contains_key(name.as_str())
+            || KEYWORDS.contains(&first)
+            || imported.contains(first);
+        if known {
+            return None;
+        }
+        let mut siblings = packages.iter().filter(|(_, other)| *other == package);
+        let declared = siblings.any(|(path, _)| {
+            let declared = self.engine.has_declared_rule_rooted_at(path, first);
+            declared.is_ok_and(|declared| declared)
+        });
+        (!declared).then(|| format!("The function `{name}` is not known to this engine."))
     }
 
     /// Evaluates every rule once without input, so that what the engine cannot do is seen now.
@@ -248,6 +291,22 @@ impl Policies {
         }
         problems
     }
+}
+
+/// The names under which a document imports others.
+fn imported(rego: &str) -> BTreeSet<String> {
+    let imports = rego
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("import "));
+    let name = |import: &str| {
+        let import = import.split('#').next().unwrap_or_default().trim();
+        import
+            .rsplit([' ', '.'])
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    imports.map(name).collect()
 }
 
 /// The texts of a set or array; nothing when it is something else or holds something else.

@@ -7,8 +7,8 @@ use std::path::Path;
 use regorus::{Engine, Value};
 
 use crate::bindings::exports::dwcp::policy::rules::{Diagnostic, Document, Outcome, Verdict};
-use crate::facts::uses;
 use crate::policies::Policies;
+use crate::text::references;
 use crate::verdict::decide;
 
 fn rego(path: &str, text: &str) -> Document {
@@ -229,12 +229,30 @@ fn data_and_libraries_are_there_for_policies() {
 }
 
 #[test]
-fn uses_of_facts_are_found_outside_of_comments_and_texts() {
-    let text = "# input.facts.a\nx := \"input.facts.b\" + `input.facts.c` + my.input.facts.d\ny := input.facts.e[\"f\"].g";
-    let found = uses(text);
-    assert_eq!(found.len(), 1);
-    assert_eq!((found[0].line, found[0].column), (3, 6));
-    assert_eq!(found[0].path, ["e", "f", "g"]);
+fn functions_that_the_engine_lacks_are_refused_where_they_stand() {
+    let problems = refused(
+        "package dwcp.p\ndeny contains \"x\" if {\n\tinput.a\n\tregex.match(\"a\", input.b)\n}\n",
+    );
+    assert_eq!(
+        (problems[0].line, problems[0].column),
+        (4, 2),
+        "{problems:?}"
+    );
+    assert!(problems[0].message.contains("regex.match"));
+    refused("package dwcp.p\ndeny contains \"x\" if { input.a; missing(input.b) }\n");
+    policies(
+        "package dwcp.p\ndeny contains \"x\" if { not(input.a); big(count(input.b)) }\nbig(n) if n > 3\n",
+    );
+}
+
+#[test]
+fn references_are_found_outside_of_comments_and_texts() {
+    let text = "# input.facts.a\nx := \"input.facts.b\" + `input.facts.c` + my.input.d\ny := f(input.facts.e[\"f\"].g, 1e3)";
+    let found = references(text);
+    let paths: Vec<String> = found.iter().map(|found| found.path.join(".")).collect();
+    assert_eq!(paths, ["x", "my.input.d", "y", "f", "input.facts.e.f.g"]);
+    assert!(found[3].is_call && !found[4].is_call);
+    assert_eq!((found[4].line, found[4].column), (3, 8));
 }
 
 /// The default policies, as files of the tree.

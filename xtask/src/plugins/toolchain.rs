@@ -196,10 +196,7 @@ fn arrange(root: &Path) -> Result<()> {
     let source = only(&root.join("usr/src"), "rustc-")?;
     let llvm = only(&root.join("usr/lib"), "llvm-")?;
     link(&format!("../../../src/{source}"), &rustlib.join("src/rust"))?;
-    link(
-        &format!("../../../{llvm}/bin/lld"),
-        &tools.join("rust-lld"),
-    )
+    link(&format!("../../../{llvm}/bin/lld"), &tools.join("rust-lld"))
 }
 
 fn link(to: &str, at: &Path) -> Result<()> {
