@@ -6,12 +6,12 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use vm_memory::{
-    FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
     mmap::{FromRangesError, MmapRegionBuilder},
 };
 
@@ -97,14 +97,35 @@ impl GuestMemory {
     }
 
     /// Writes whole pages, from `first` on. `bytes` must be a multiple of the page size.
+    ///
+    /// Through the mapping, not by `pwrite`: a process that may write no large file may still fill its guest.
     pub fn write_pages(&self, first: PageIndex, bytes: &[u8]) -> Result<(), MemoryError> {
         check_pages(self.size(), first, bytes.len())?;
-        self.file
-            .write_all_at(bytes, first.offset().0)
-            .map_err(|e| MemoryError::system("write guest memory", e))?;
-        self.log
-            .mark_pages(first, (bytes.len() / PAGE_BYTES) as u64);
-        Ok(())
+        let outside = MemoryError::OutOfRange {
+            what: "page",
+            at: first.0,
+            bytes: bytes.len() as u64,
+        };
+        let (mut at, mut rest) = (first.offset().0, bytes);
+        for region in self.layout.regions() {
+            let inside = match at.checked_sub(region.offset.0) {
+                Some(inside) if inside < region.bytes => inside,
+                _ => continue,
+            };
+            let room = usize::try_from(region.bytes - inside).unwrap_or(usize::MAX);
+            let (now, later) = rest.split_at(rest.len().min(room));
+            let address = GuestAddress(region.start.0 + inside);
+            if self.ram.write_slice(now, address).is_err() {
+                return Err(outside);
+            }
+            at += now.len() as u64;
+            rest = later;
+        }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(outside)
+        }
     }
 
     /// Makes `count` pages from `first` on read as zeros, and gives their memory back to the host.

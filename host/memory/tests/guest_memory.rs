@@ -86,6 +86,14 @@ fn high_memory_goes_on_where_low_memory_ends() {
     assert_eq!(bytes[..4], 0x1122_3344_u32.to_le_bytes());
     assert!(memory.contains(GAP_END, 2 << 20));
     assert!(!memory.contains(GAP_END, (2 << 20) + 1));
+    // A run across the gap, in one piece.
+    let run = vec![5; 3 * PAGE_BYTES];
+    memory.write_pages(PageIndex(page.0 - 1), &run).unwrap();
+    assert_eq!(logged(&memory), (page.0 - 1..page.0 + 2).collect());
+    let below = GuestAddress(GAP_START.0 - 4096);
+    assert_eq!(memory.ram().read_obj::<u8>(below).unwrap(), 5);
+    let last = GuestAddress(GAP_END.0 + 2 * 4096 - 1);
+    assert_eq!(memory.ram().read_obj::<u8>(last).unwrap(), 5);
     let hosts = memory.mapped_regions();
     assert_eq!(hosts.len(), 2);
     assert_eq!(hosts[1].region.start, GAP_END);
