@@ -199,3 +199,22 @@ fn an_unsealed_or_ill_sized_descriptor_is_refused() {
     let refused = GuestMemory::map(loose, size).unwrap_err();
     assert!(matches!(refused, MemoryError::NotSealed), "{refused}");
 }
+
+#[test]
+fn pages_that_were_touched_are_told_from_holes() {
+    let memory = memory(3 * 1024 + 2);
+    let page = [1; PAGE_BYTES];
+    let touched = [0, 7, 8, 256, GAP_START.0 / 4096, memory.size().pages() - 1];
+    for index in touched {
+        memory.write_pages(PageIndex(index), &page).unwrap();
+    }
+    memory.write_pages(PageIndex(9), &page).unwrap();
+    memory.zero_pages(PageIndex(9), 1).unwrap();
+    let size = memory.size();
+    let bitmap = DirtyBitmap::map(DirtyBitmap::create(size).unwrap(), size).unwrap();
+    memory.mark_present(&bitmap).unwrap();
+    assert_eq!(
+        bitmap.iter().map(|page| page.0).collect::<Vec<_>>(),
+        touched
+    );
+}

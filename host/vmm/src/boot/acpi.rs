@@ -139,3 +139,69 @@ fn interrupt_override(line: u8, flags: u16) -> [u8; 10] {
     entry[8..].copy_from_slice(&flags.to_le_bytes());
     entry
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::VCPUS_MAX;
+    use dwcp_memory::{MemorySize, create_memory};
+
+    fn read(memory: &GuestMemory, at: u64, bytes: usize) -> Vec<u8> {
+        let mut buffer = vec![0; bytes];
+        memory
+            .ram()
+            .read_slice(&mut buffer, GuestAddress(at))
+            .unwrap();
+        buffer
+    }
+
+    fn number(bytes: &[u8]) -> u64 {
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+
+    /// A table whose checksum has been checked.
+    fn table(memory: &GuestMemory, at: u64) -> Vec<u8> {
+        assert!(
+            (place::ACPI.0..place::HIGH_START.0).contains(&at),
+            "{at:#x}"
+        );
+        let length = number(&read(memory, at + 4, 4)) as usize;
+        let table = read(memory, at, length);
+        assert_eq!(
+            table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)),
+            0
+        );
+        table
+    }
+
+    #[test]
+    fn tables_are_found_from_the_root_with_right_checksums() {
+        let size = MemorySize::mib(16).unwrap();
+        let memory = GuestMemory::map(create_memory(size).unwrap(), size).unwrap();
+        let root = write_tables(&memory, VCPUS_MAX).unwrap();
+        let rsdp = read(&memory, root.0, 36);
+        assert_eq!(rsdp[..8], *b"RSD PTR ");
+        let xsdt = table(&memory, number(&rsdp[24..32]));
+        let tables: Vec<_> = xsdt[36..]
+            .chunks(8)
+            .map(|at| table(&memory, number(at)))
+            .collect();
+        let [fadt, madt] = &tables[..] else {
+            panic!("{tables:?}")
+        };
+        assert_eq!((&fadt[..4], &madt[..4]), (&b"FACP"[..], &b"APIC"[..]));
+        assert_eq!(table(&memory, number(&fadt[40..44]))[..4], *b"DSDT");
+        assert_eq!(read(&memory, number(&fadt[36..40]), 4), b"FACS");
+        let mut processors = 0;
+        let mut rest = &madt[44..];
+        while let [kind, length, ..] = rest {
+            processors += u8::from(*kind == 0);
+            rest = &rest[usize::from(*length)..];
+        }
+        assert_eq!(processors, VCPUS_MAX);
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
 /// What a console gets first, in bytes.
@@ -65,32 +66,69 @@ impl Consoles {
         }
     }
 
-    /// Reads at most `room` bytes of input; forgets a console that has hung up.
+    /// Forgets a console.
+    pub fn detach(&mut self, at: usize) {
+        self.attached.swap_remove(at);
+    }
+
+    /// Reads at most `room` bytes of input, which must not be 0; forgets a console that has hung up.
     pub fn read(&mut self, at: usize, room: usize) -> Option<Vec<u8>> {
         let mut buffer = [0; INPUT_BYTES];
         let room = room.min(INPUT_BYTES);
-        // Without room only a hang-up can have woken us: looking at one byte tells it from input.
-        let flags = if room == 0 {
-            NOW | MsgFlags::MSG_PEEK
-        } else {
-            NOW
-        };
-        let got = recv(
-            self.attached[at].as_raw_fd(),
-            &mut buffer[..room.max(1)],
-            flags,
-        );
-        match got {
-            Ok(0) => {
-                self.attached.swap_remove(at);
-                None
-            }
-            Ok(count) if room > 0 => Some(buffer[..count].to_vec()),
-            Ok(_) | Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => None,
-            Err(_) => {
-                self.attached.swap_remove(at);
+        match recv(self.attached[at].as_raw_fd(), &mut buffer[..room], NOW) {
+            Ok(count @ 1..) => Some(buffer[..count].to_vec()),
+            Err(Errno::EAGAIN | Errno::EINTR) => None,
+            Ok(0) | Err(_) => {
+                self.detach(at);
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_console_that_does_not_read_loses_bytes_and_holds_up_nobody() {
+        let mut consoles = Consoles::default();
+        consoles.show(b"before");
+        let (sleepy, mut alert) = (
+            UnixStream::from(consoles.attach().unwrap()),
+            UnixStream::from(consoles.attach().unwrap()),
+        );
+        let line = [b'x'; 1000];
+        let mut seen = vec![0; 6];
+        alert.read_exact(&mut seen).unwrap();
+        assert_eq!(seen, b"before");
+        for _ in 0..2000 {
+            consoles.show(&line);
+            let mut got = [0; 1000];
+            alert.read_exact(&mut got).unwrap();
+        }
+        assert_eq!(consoles.count(), 2);
+        drop((sleepy, alert));
+        assert_eq!(consoles.read(1, 10), None);
+        assert_eq!(consoles.read(0, 10), None);
+        assert_eq!(consoles.count(), 0);
+    }
+
+    #[test]
+    fn scrollback_and_consoles_are_bounded() {
+        let mut consoles = Consoles::default();
+        for _ in 0..100 {
+            consoles.show(&[b'y'; 1000]);
+        }
+        assert_eq!(consoles.scrollback().len(), SCROLLBACK_BYTES);
+        let attached: Vec<_> = (0..CONSOLES_MAX)
+            .map(|_| consoles.attach().unwrap())
+            .collect();
+        assert!(consoles.attach().is_err());
+        drop(attached);
     }
 }

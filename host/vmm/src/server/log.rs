@@ -44,3 +44,43 @@ impl SerialLog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_log_begins_anew_when_it_is_full_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("serial.log");
+        let open = || {
+            File::options()
+                .append(true)
+                .create(true)
+                .open(&path)
+                .unwrap()
+        };
+        let mut log = SerialLog::new(open());
+        let output = vec![b'a'; 1 << 20];
+        for _ in 0..4 {
+            log.append(&output, b"unused");
+        }
+        assert_eq!(path.metadata().unwrap().len(), LOG_BYTES_MAX);
+        // A new process goes on with the same file.
+        let mut log = SerialLog::new(open());
+        log.append(b"last", b"recent and last");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            text.starts_with("[dwcp: 4194304 bytes of older output"),
+            "{text}"
+        );
+        assert!(text.ends_with("recent and last"), "{text}");
+        log.append(b" more", b"unused");
+        assert!(
+            std::fs::read_to_string(&path)
+                .unwrap()
+                .ends_with("last more")
+        );
+    }
+}

@@ -60,6 +60,8 @@ struct Ready {
     listener: bool,
     connections: Vec<usize>,
     consoles: Vec<usize>,
+    /// Whether the consoles were asked for input; if not, they were only watched for hanging up.
+    asked_for_input: bool,
 }
 
 impl Server {
@@ -89,7 +91,7 @@ impl Server {
             {
                 self.take_output();
             }
-            self.pass_input(&ready.consoles);
+            self.pass_input(&ready.consoles, ready.asked_for_input);
             if let Some(end) = self.serve_connections(ready.connections) {
                 break end;
             }
@@ -148,6 +150,7 @@ impl Server {
                 .filter(|at| is_ready(consoles_start + at))
                 .collect(),
             console: self.gathering_until.is_none() && is_ready(console_event),
+            asked_for_input: has_room,
         })
     }
 
@@ -164,10 +167,17 @@ impl Server {
     }
 
     /// Takes the consoles' input to the guest, as much as it has room for.
-    fn pass_input(&mut self, ready: &[usize]) {
+    fn pass_input(&mut self, ready: &[usize], asked_for_input: bool) {
+        // From the last to the first, so that dropping one does not move those still to be served.
         for at in ready.iter().rev() {
+            if !asked_for_input {
+                self.consoles.detach(*at);
+                continue;
+            }
             let room = self.machine.serial().room();
-            if let Some(input) = self.consoles.read(*at, room) {
+            if room > 0
+                && let Some(input) = self.consoles.read(*at, room)
+            {
                 self.machine.serial().input(&input);
             }
         }
