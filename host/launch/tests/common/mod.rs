@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use dwcp_launch::protocol::{Child, ChildId, ChildState, Side};
+use dwcp_launch::protocol::{ChildId, ChildState, Side};
 use dwcp_launch::{Client, ClientError};
 use serde_json::{Value, json};
 
@@ -144,11 +144,15 @@ impl Launcher {
 
     /// Waits for the end of a child.
     pub fn exit_of(&self, name: &str) -> ChildState {
-        let mut exits = self.client().watch().unwrap();
-        let exit: Child = exits
-            .find_map(|child| Some(child.unwrap()).filter(|child| child.id == id(name)))
-            .unwrap();
-        exit.state
+        let mut client = self.client();
+        let mut state = ChildState::Running;
+        wait_for("the child's end", || {
+            let children = client.list().unwrap();
+            let child = children.into_iter().find(|child| child.id == id(name));
+            state = child.unwrap().state;
+            state != ChildState::Running
+        });
+        state
     }
 }
 
