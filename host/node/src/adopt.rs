@@ -43,7 +43,9 @@ impl Node {
                     "the launcher has a process {} (pid {}) of a machine that is not in the store: it is left alone",
                     child.id, child.pid
                 );
-                self.events.emit("host.unknown-process", "host", message).await;
+                self.events
+                    .emit("host.unknown-process", "host", message)
+                    .await;
             }
         }
         self.adopt_migrations().await
@@ -162,7 +164,9 @@ impl Node {
                     MigrationPhase::InDoubt,
                     "the daemon ended during the hand-over; the destination is being asked",
                 ),
-                (Side::Source, Some(Ownership::Moved { epoch, .. })) if epoch == migration.epoch => {
+                (Side::Source, Some(Ownership::Moved { epoch, .. }))
+                    if epoch == migration.epoch =>
+                {
                     (MigrationPhase::Done, "")
                 }
                 (Side::Destination, Some(Ownership::Owned { epoch }))

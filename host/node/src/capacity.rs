@@ -40,7 +40,12 @@ fn holds(vm: &Vm) -> bool {
 }
 
 /// Whether a machine of this size fits.
-pub(crate) fn check(capacity: &Capacity, config: &NodeConfig, vcpus: u8, memory: u64) -> Answer<()> {
+pub(crate) fn check(
+    capacity: &Capacity,
+    config: &NodeConfig,
+    vcpus: u8,
+    memory: u64,
+) -> Answer<()> {
     let free = capacity
         .memory_bytes
         .saturating_sub(capacity.memory_used_bytes);

@@ -1,11 +1,9 @@
 //! Making a machine: template expanded, specification checked, policies asked, host chosen, capacity promised.
 
-use dwcp_api::service::{Answer, Principal};
 use dwcp_api::Fault;
+use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
-use dwcp_control::records::{
-    Desired, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec,
-};
+use dwcp_control::records::{Desired, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec};
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
 use crate::errors::{impossible, invalid, record};
@@ -152,9 +150,8 @@ fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
         )));
     }
     Ok(VmSpec {
-        kernel: image(expanded.kernel, &template.kernel)?.ok_or_else(|| {
-            impossible(format!("Template {} names no kernel", template.name))
-        })?,
+        kernel: image(expanded.kernel, &template.kernel)?
+            .ok_or_else(|| impossible(format!("Template {} names no kernel", template.name)))?,
         initrd: image(expanded.initrd, &template.initrd)?,
         cmdline: expanded.cmdline,
         memory_bytes: u64::from(expanded.memory_mib) << 20,

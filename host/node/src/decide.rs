@@ -11,9 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use dwcp_api::Fault;
 use dwcp_api::service::Answer;
 use dwcp_control::records::{Decision, Placement as Placed, Template as TemplateRecord, VmSpec};
-use dwcp_plugins::placement::{
-    Batch, Fleet, Free, Host, Region, Relation, Request, Scope, Term,
-};
+use dwcp_plugins::placement::{Batch, Fleet, Free, Host, Region, Relation, Request, Scope, Term};
 use dwcp_plugins::{
     Compiled, DecisionRecord, Document, Outcome, Placement, Recorder, Sandbox, SandboxConfig,
     Setup, Stamp, Template, TemplateError, VmSpec as Expanded, World,
@@ -461,7 +459,10 @@ fn host(
     capacity: &dwcp_control::records::Capacity,
     vcpus_per_cpu: u32,
 ) -> Host {
-    let total = capacity.cpus.saturating_mul(vcpus_per_cpu).saturating_mul(1000);
+    let total = capacity
+        .cpus
+        .saturating_mul(vcpus_per_cpu)
+        .saturating_mul(1000);
     let mib = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
     Host {
         id: name.to_owned(),
@@ -479,7 +480,9 @@ fn host(
         labels: Default::default(),
         free: Free {
             cpu_millis: total.saturating_sub(capacity.vcpus_used.saturating_mul(1000)),
-            memory_mib: mib(capacity.memory_bytes.saturating_sub(capacity.memory_used_bytes)),
+            memory_mib: mib(capacity
+                .memory_bytes
+                .saturating_sub(capacity.memory_used_bytes)),
             ..Free::default()
         },
         members: Default::default(),

@@ -72,7 +72,11 @@ impl Events {
             tracing::error!("an event is not stored: {}", chain(&error));
         }
         if sequence > EVENTS_MAX {
-            let _ = self.records.events.delete(&key(sequence - EVENTS_MAX)).await;
+            let _ = self
+                .records
+                .events
+                .delete(&key(sequence - EVENTS_MAX))
+                .await;
         }
         let _ = self.live.send(event);
     }
@@ -257,7 +261,12 @@ impl Running {
             }
         });
         if let Some(operation) = ended
-            && let Err(error) = self.operations.records.operations.put(&self.id, &operation).await
+            && let Err(error) = self
+                .operations
+                .records
+                .operations
+                .put(&self.id, &operation)
+                .await
         {
             tracing::error!("the end of an operation is not stored: {}", chain(&error));
         }

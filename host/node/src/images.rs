@@ -36,7 +36,10 @@ impl Images {
 
     /// Where an image lies, if the digest is one.
     pub(crate) fn path(&self, digest: &str) -> Answer<PathBuf> {
-        let good = digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let good = digest.len() == 64
+            && digest
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if good {
             Ok(self.dir.join("sha256").join(digest))
         } else {
@@ -92,9 +95,7 @@ impl Images {
         expected: Option<&str>,
         content: &mut ByteStream,
     ) -> Answer<(String, u64)> {
-        let mut file = tokio::fs::File::create(temporary)
-            .await
-            .map_err(internal)?;
+        let mut file = tokio::fs::File::create(temporary).await.map_err(internal)?;
         let mut hash = Sha256::new();
         let mut size = 0u64;
         while let Some(piece) = content.next().await {
@@ -120,7 +121,9 @@ impl Images {
             )));
         }
         let path = self.path(&digest)?;
-        tokio::fs::rename(temporary, &path).await.map_err(internal)?;
+        tokio::fs::rename(temporary, &path)
+            .await
+            .map_err(internal)?;
         sync_dir(&self.dir.join("sha256")).await?;
         Ok((digest, size))
     }

@@ -91,9 +91,13 @@ impl Incoming {
         node.policies.check_receive(&vm, peer).await?;
         let held = node.ownership(&vm.id).await?;
         let epoch = Ownership::next_epoch(held.as_ref(), offer.epoch);
-        let expecting =
-            Ownership::expect(held.as_ref(), epoch, peer.name.clone(), offer.migration.clone())
-                .map_err(crate::errors::forbidden)?;
+        let expecting = Ownership::expect(
+            held.as_ref(),
+            epoch,
+            peer.name.clone(),
+            offer.migration.clone(),
+        )
+        .map_err(crate::errors::forbidden)?;
         vm.phase = VmPhase::Incoming;
         vm.reason = format!("it comes from {}", peer.name);
         vm.host = node.config.name.clone();

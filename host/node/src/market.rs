@@ -24,9 +24,7 @@ impl Node {
         self.config
             .trusted_keys
             .iter()
-            .map(|key| {
-                TrustedKey::from_pem(&key.name, &key.pem).map_err(|e| impossible(chain(&e)))
-            })
+            .map(|key| TrustedKey::from_pem(&key.name, &key.pem).map_err(|e| impossible(chain(&e))))
             .collect()
     }
 
@@ -162,7 +160,9 @@ impl Node {
     }
 
     async fn install_plugin(&self, layout: &Layout, artifact: &Artifact, by: String) -> Answer<()> {
-        let wasm = self.layer(layout, artifact, artifact.principal_layer()).await?;
+        let wasm = self
+            .layer(layout, artifact, artifact.principal_layer())
+            .await?;
         let compiled = self.decider.compile(wasm.clone()).await?;
         let manifest = compiled.manifest();
         if manifest.address() != artifact.reference.to_string() {
@@ -191,7 +191,8 @@ impl Node {
         let all = self.records.all(&self.records.plugins).await;
         for mut other in all.map_err(record)? {
             // One placement plugin and one policy engine decide at a time; template expanders stand side by side.
-            let same_seat = other.value.world == manifest.world && !manifest.world.contains("template");
+            let same_seat =
+                other.value.world == manifest.world && !manifest.world.contains("template");
             if same_seat && other.id != name && other.value.active {
                 other.value.active = false;
                 let kept = self.records.plugins.put(&other.id, &other.value).await;

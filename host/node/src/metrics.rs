@@ -10,14 +10,24 @@ use crate::node::Node;
 pub(crate) async fn text(node: &Node) -> String {
     let mut text = String::new();
     if let Ok(vms) = node.vms().await {
-        head(&mut text, "dwcp_vms", "gauge", "Machines on this host, by phase");
+        head(
+            &mut text,
+            "dwcp_vms",
+            "gauge",
+            "Machines on this host, by phase",
+        );
         for (phase, name) in PHASES {
             let count = vms.iter().filter(|vm| vm.phase == phase).count();
             let _ = writeln!(text, "dwcp_vms{{phase=\"{name}\"}} {count}");
         }
     }
     if let Ok(capacity) = node.capacity().await {
-        gauge(&mut text, "dwcp_memory_bytes", "Memory for machines", capacity.memory_bytes);
+        gauge(
+            &mut text,
+            "dwcp_memory_bytes",
+            "Memory for machines",
+            capacity.memory_bytes,
+        );
         gauge(
             &mut text,
             "dwcp_memory_used_bytes",
@@ -54,7 +64,9 @@ pub(crate) async fn text(node: &Node) -> String {
             "counter",
             "Calls of plugins since the daemon started",
         );
-        let usage = plugins.iter().map(|p| (&p.value, node.decider.usage(&p.value.digest)));
+        let usage = plugins
+            .iter()
+            .map(|p| (&p.value, node.decider.usage(&p.value.digest)));
         let usage: Vec<_> = usage.collect();
         for (plugin, (calls, _)) in &usage {
             let _ = writeln!(

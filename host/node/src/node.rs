@@ -157,7 +157,12 @@ impl Node {
             let next = step(found.as_ref().map(|f| &f.value)).map_err(forbidden)?;
             let written = match &found {
                 Some(found) if found.value == next => return Ok(next),
-                Some(found) => self.records.ownership.update(id, &next, found.revision).await,
+                Some(found) => {
+                    self.records
+                        .ownership
+                        .update(id, &next, found.revision)
+                        .await
+                }
                 None => self.records.ownership.create(id, &next).await,
             };
             match written {

@@ -19,9 +19,7 @@ use dwcp_api::Fault;
 use dwcp_api::service::Answer;
 use dwcp_control::convergence::{self, Limits, Next};
 use dwcp_control::ownership::{Outcome, Ownership};
-use dwcp_control::records::{
-    Migration, MigrationPhase, Progress, Round, Side, Vm, VmPhase,
-};
+use dwcp_control::records::{Migration, MigrationPhase, Progress, Round, Side, Vm, VmPhase};
 use dwcp_migrate::protocol::{Bytes, Event, MoverConfig, RoundDone};
 use dwcp_wire::tls::Fingerprint;
 
@@ -256,9 +254,9 @@ impl Outgoing {
         progress.wire_bytes = seen.wire_bytes;
         progress.rate_bytes_per_s = seen.rate_bytes_per_s as f64;
         // Bytes that a page took so far in this round give the pages a second of the rate.
-        let round_bytes = seen.wire_bytes.saturating_sub(
-            self.migration.rounds.iter().map(|r| r.wire_bytes).sum(),
-        );
+        let round_bytes = seen
+            .wire_bytes
+            .saturating_sub(self.migration.rounds.iter().map(|r| r.wire_bytes).sum());
         let per_page = round_bytes as f64 / content.max(1) as f64;
         let pages_per_s = progress.rate_bytes_per_s / per_page.max(1.0);
         progress.remaining_ms =
@@ -397,9 +395,7 @@ impl Outgoing {
         let epoch = self.migration.epoch;
         self.migration.phase = MigrationPhase::Done;
         self.migration.ended_ms = Some(now_ms());
-        self.node
-            .answered(&self.vm, epoch, Outcome::Took)
-            .await?;
+        self.node.answered(&self.vm, epoch, Outcome::Took).await?;
         self.save().await?;
         let message = format!("{} runs on {}", self.vm.name, self.peer.name);
         Ok(message)
@@ -441,7 +437,10 @@ impl Outgoing {
             MigrationPhase::InDoubt => "migration.in-doubt",
             _ => "migration.failed",
         };
-        self.node.events.emit(kind, &at, fault.message.clone()).await;
+        self.node
+            .events
+            .emit(kind, &at, fault.message.clone())
+            .await;
         if let Err(fault) = self.save().await {
             tracing::error!("the end of a migration is not stored: {fault}");
         }

@@ -93,8 +93,8 @@ async fn arrive(
                 .iter()
                 .filter_map(|p| p.fingerprint.parse().ok())
                 .collect();
-            let config = tls::server(&node.keys.peer, &pins, Use::Session)
-                .map_err(std::io::Error::other)?;
+            let config =
+                tls::server(&node.keys.peer, &pins, Use::Session).map_err(std::io::Error::other)?;
             tune(&socket)?;
             let accepting = TlsAcceptor::from(config).accept(socket);
             let stream = tokio::time::timeout(ARRIVAL, accepting)
@@ -103,7 +103,9 @@ async fn arrive(
             drop(permit);
             let shown = tls::peer_fingerprint(stream.get_ref().1.peer_certificates());
             let shown = shown.map(|f| f.to_string());
-            let Some(peer) = peers.into_iter().find(|p| Some(&p.fingerprint) == shown.as_ref())
+            let Some(peer) = peers
+                .into_iter()
+                .find(|p| Some(&p.fingerprint) == shown.as_ref())
             else {
                 return Err(SessionError::Unexpected);
             };
@@ -328,9 +330,10 @@ pub(crate) async fn add(node: &Node, host: &HostAdd) -> Answer<Peer> {
             host.name
         )));
     }
-    let address: SocketAddr = host.address.parse().map_err(|_| {
-        crate::errors::invalid("An address is IP:PORT, such as 192.0.2.7:4600")
-    })?;
+    let address: SocketAddr = host
+        .address
+        .parse()
+        .map_err(|_| crate::errors::invalid("An address is IP:PORT, such as 192.0.2.7:4600"))?;
     let pin: Fingerprint = host.fingerprint.parse().map_err(|_| {
         crate::errors::invalid(
             "A fingerprint is 64 hexadecimal digits: `dwcp host show` on the other host prints it",

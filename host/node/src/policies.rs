@@ -99,10 +99,11 @@ impl Policies {
         let bindings = records.all(&records.bindings).await?.into_iter();
         let bindings: Vec<_> = bindings.filter_map(|b| bound(&b.value).ok()).collect();
         let set = self.set.clone();
-        let broken =
-            tokio::task::spawn_blocking(move || set.restore(policies, bindings)).await;
+        let broken = tokio::task::spawn_blocking(move || set.restore(policies, bindings)).await;
         for name in broken.unwrap_or_default() {
-            tracing::error!("policy {name} cannot be compiled now, so it denies what it is bound to");
+            tracing::error!(
+                "policy {name} cannot be compiled now, so it denies what it is bound to"
+            );
         }
         Ok(())
     }
@@ -110,7 +111,11 @@ impl Policies {
     /// The installed engine has changed: everything is compiled again.
     pub(crate) async fn engine_changed(&self, node: &Node) -> Answer<()> {
         {
-            let mut current = self.current.0.write().unwrap_or_else(PoisonError::into_inner);
+            let mut current = self
+                .current
+                .0
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             *current = engine(&node.decider);
         }
         self.restore(&node.records).await.map_err(internal)
@@ -121,8 +126,7 @@ impl Policies {
         let (set, recorder) = (self.set.clone(), self.recorder.clone());
         let subject = subject.to_owned();
         let action = question.action.clone();
-        let asking =
-            move || recorder.about(&subject, |stamp| set.decide(stamp, &question));
+        let asking = move || recorder.about(&subject, |stamp| set.decide(stamp, &question));
         let (decision, outcome) = tokio::task::spawn_blocking(asking)
             .await
             .map_err(internal)?;
@@ -212,10 +216,12 @@ impl Policies {
 
     /// Removes a policy that is bound nowhere.
     pub(crate) async fn remove(&self, node: &Node, name: &Name) -> Answer<()> {
-        self.set.remove(name.as_str()).map_err(|error| match error {
-            RemoveError::Unknown(_) => Fault::not_found(format!("policy {name}")),
-            bound @ RemoveError::Bound(_) => conflict(bound.to_string()),
-        })?;
+        self.set
+            .remove(name.as_str())
+            .map_err(|error| match error {
+                RemoveError::Unknown(_) => Fault::not_found(format!("policy {name}")),
+                bound @ RemoveError::Bound(_) => conflict(bound.to_string()),
+            })?;
         node.records
             .policies
             .delete(name.as_str())

@@ -86,7 +86,12 @@ impl Service for Node {
                 revision: 0,
             });
         }
-        let found = self.records.peers.get(name.as_str()).await.map_err(record)?;
+        let found = self
+            .records
+            .peers
+            .get(name.as_str())
+            .await
+            .map_err(record)?;
         let found = found.ok_or_else(|| Fault::not_found(format!("host {name}")))?;
         Ok(Versioned {
             value: peers::look(self, &found.value).await,
@@ -97,7 +102,8 @@ impl Service for Node {
     async fn host_add(&self, who: &Principal, host: HostAdd) -> Answer<Versioned<Host>> {
         let added = peers::add(self, &host).await;
         let at = format!("hosts/{}", host.name);
-        self.audited(who, "host.add", &at, json!(host), added).await?;
+        self.audited(who, "host.add", &at, json!(host), added)
+            .await?;
         self.host_get(&host.name).await
     }
 
@@ -141,9 +147,9 @@ impl Service for Node {
             Ok(image)
         };
         let stored = stored.await;
-        let at = stored.as_ref().map_or("images".into(), |i: &Image| {
-            format!("images/{}", i.digest)
-        });
+        let at = stored
+            .as_ref()
+            .map_or("images".into(), |i: &Image| format!("images/{}", i.digest));
         self.audited(who, "image.add", &at, json!({ "label": label }), stored)
             .await
     }
@@ -186,9 +192,7 @@ impl Service for Node {
         let detail = json!(request);
         let start = request.start;
         let created = create::create(self, who, project, request).await;
-        let created = self
-            .audited(who, "vm.create", &at, detail, created)
-            .await?;
+        let created = self.audited(who, "vm.create", &at, detail, created).await?;
         let message = format!("{} exists on {}", created.name, self.config.name);
         self.events.emit("vm.created", &at, message).await;
         let operation = if start {
@@ -329,9 +333,10 @@ impl Service for Node {
 
     async fn migration_get(&self, project: &Name, id: &str) -> Answer<Versioned<Migration>> {
         let all = self.records.all(&self.records.migrations).await;
-        let found = all.map_err(record)?.into_iter().find(|found| {
-            found.value.id == id && found.value.project == *project
-        });
+        let found = all
+            .map_err(record)?
+            .into_iter()
+            .find(|found| found.value.id == id && found.value.project == *project);
         found
             .map(versioned)
             .ok_or_else(|| Fault::not_found(format!("migration {id} in project {project}")))
@@ -535,7 +540,10 @@ impl Service for Node {
 
     async fn event_list(&self, after: u64, limit: usize) -> Answer<Page<Event>> {
         let (items, more) = self.events.list(after, limit).await?;
-        let next_cursor = items.last().map(|e| e.sequence.to_string()).filter(|_| more);
+        let next_cursor = items
+            .last()
+            .map(|e| e.sequence.to_string())
+            .filter(|_| more);
         Ok(Page { items, next_cursor })
     }
 
@@ -652,7 +660,9 @@ impl Node {
             VmPhase::Stopped | VmPhase::Crashed | VmPhase::Moved => {}
             VmPhase::Running | VmPhase::Starting if force => {}
             VmPhase::Running | VmPhase::Starting => {
-                return Err(conflict(format!("{name} runs: stop it first, or use force")));
+                return Err(conflict(format!(
+                    "{name} runs: stop it first, or use force"
+                )));
             }
             VmPhase::Migrating | VmPhase::Incoming | VmPhase::InDoubt => {
                 return Err(conflict(format!(
@@ -720,8 +730,12 @@ impl Node {
                     now.phase
                 )));
             }
-            self.phase(&vm.id, VmPhase::Migrating, &format!("it goes to {}", peer.name))
-                .await?;
+            self.phase(
+                &vm.id,
+                VmPhase::Migrating,
+                &format!("it goes to {}", peer.name),
+            )
+            .await?;
         }
         let id = uuid::Uuid::now_v7().to_string();
         let (from, to) = (self.config.name.clone(), peer.name.clone());
@@ -807,8 +821,8 @@ impl Node {
     /// This node, for work that outlives the request.
     pub(crate) fn arc(&self) -> Arc<Self> {
         // The node is only ever made inside an `Arc` (`Node::open`), which holds this reference to itself.
-        self.this.upgrade().unwrap_or_else(|| {
-            unreachable!("a node that answers is alive")
-        })
+        self.this
+            .upgrade()
+            .unwrap_or_else(|| unreachable!("a node that answers is alive"))
     }
 }

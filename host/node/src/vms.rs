@@ -68,9 +68,7 @@ impl Node {
         let put = |op: Result<dwcp_store::Op, TypedError>| op.map_err(record);
         let owned = Ownership::Owned { epoch: vm.epoch };
         let txn = Txn::new()
-            .when(dwcp_store::Compare::absent(
-                self.records.vms.key(&key.id()),
-            ))
+            .when(dwcp_store::Compare::absent(self.records.vms.key(&key.id())))
             .then(put(self.records.vms.put_op(&key.id(), vm))?)
             .then(put(self.records.vm_keys.put_op(&vm.id, &key))?)
             .then(put(self.records.ownership.put_op(&vm.id, &owned))?);
@@ -149,12 +147,7 @@ impl Node {
     }
 
     /// Makes the process of a machine; nothing runs in it yet.
-    pub(crate) async fn spawn_vmm(
-        &self,
-        vm: &Vm,
-        boot: Boot,
-        images: Vec<OwnedFd>,
-    ) -> Answer<()> {
+    pub(crate) async fn spawn_vmm(&self, vm: &Vm, boot: Boot, images: Vec<OwnedFd>) -> Answer<()> {
         self.launcher.end(&vm.id).await?;
         let dir = self.vm_dir(&vm.id);
         tokio::fs::create_dir_all(&dir).await.map_err(internal)?;
@@ -190,10 +183,12 @@ impl Node {
     /// The epoch under which this host may run a machine now, or why it may not.
     pub(crate) async fn permit(&self, vm: &Vm) -> Answer<u64> {
         let held = self.ownership(&vm.id).await?;
-        held.as_ref().and_then(Ownership::run_permit).ok_or_else(|| {
-            let held = held.map_or("unknown here".into(), |held| held.to_string());
-            conflict(format!("{} may not run here: it is {held}", vm.name))
-        })
+        held.as_ref()
+            .and_then(Ownership::run_permit)
+            .ok_or_else(|| {
+                let held = held.map_or("unknown here".into(), |held| held.to_string());
+                conflict(format!("{} may not run here: it is {held}", vm.name))
+            })
     }
 
     /// Sets a machine's phase and the reason for it.
@@ -329,7 +324,9 @@ impl Node {
             };
             // The launcher tells old exits again to a new listener: one that was followed by a new process is old news.
             let still = self.launcher.list().await?;
-            let gone = still.iter().any(|c| c.id == child.id && c.pid == child.pid && !c.is_running());
+            let gone = still
+                .iter()
+                .any(|c| c.id == child.id && c.pid == child.pid && !c.is_running());
             let live = matches!(
                 vm.phase,
                 VmPhase::Running | VmPhase::Migrating | VmPhase::Starting

@@ -1,0 +1,122 @@
+//! Steps 4, 5 and 7: the machine, its console, and what was recorded.
+
+use anyhow::{Context, ensure};
+use dwcp_guest::Tick;
+use dwcp_sdk::types::VmCreate;
+
+use super::{Arguments, say};
+use crate::bed::Bed;
+use crate::host::TestHost;
+
+pub(crate) const PROJECT: &str = "default";
+pub(crate) const NAME: &str = "worker";
+
+pub(crate) async fn create(bed: &Bed, arguments: &Arguments) -> anyhow::Result<()> {
+    let client = bed.left().client();
+    let tags = [
+        ("owner", "demo"),
+        ("project", "demo"),
+        ("environment", "test"),
+        ("cost_center", "0"),
+    ];
+    let parameters = [
+        ("memory_mib", arguments.memory_mib),
+        ("fill", arguments.fill_mib),
+        ("ws", arguments.working_set_mib),
+        ("rate", arguments.dirty_pages),
+    ];
+    let own = |(key, value): (&str, String)| (key.to_owned(), value);
+    let request = VmCreate {
+        template: Some("dwcp/worker".into()),
+        parameters: parameters.map(|(k, v)| own((k, v.to_string()))).into(),
+        tags: tags.map(|(k, v)| own((k, v.to_owned()))).into(),
+        ..VmCreate::new(NAME)
+    };
+    let created = client.vm_create(PROJECT, &request).await?;
+    client.operation_wait(&created.operation.id).await?;
+    let vm = client.vm_get(PROJECT, NAME).await?;
+    let placement = vm.placement.context("No plugin placed the machine")?;
+    say::done(format!(
+        "{NAME} runs on {}, chosen by {} with {:.1} points:",
+        vm.host, placement.plugin, placement.score
+    ));
+    for reason in &placement.reasons {
+        say::line(format!("- {reason}"));
+    }
+    for alternative in &placement.alternatives {
+        say::line(format!("- {alternative}"));
+    }
+    Ok(())
+}
+
+/// Lines of a machine's console, until `enough` says so.
+pub(crate) async fn watch(
+    host: &TestHost,
+    mut enough: impl FnMut(&str) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let mut console = host.client().vm_console(PROJECT, NAME).await?;
+    let mut text = String::new();
+    while let Some(bytes) = console.output.next().await? {
+        text.push_str(&String::from_utf8_lossy(&bytes));
+        while let Some(end) = text.find('\n') {
+            let line = text[..end].trim_end().to_owned();
+            text.drain(..=end);
+            if enough(&line)? {
+                return Ok(());
+            }
+        }
+    }
+    anyhow::bail!("The console ended before the guest had said enough")
+}
+
+pub(crate) async fn console(bed: &Bed) -> anyhow::Result<()> {
+    let mut ticks = 0;
+    watch(bed.left(), |line| {
+        say::line(line);
+        if let Some(tick) = Tick::parse(line) {
+            ensure!(tick.bad == 0, "The guest's memory check failed: {line}");
+            ticks += 1;
+        }
+        Ok(ticks >= 3)
+    })
+    .await?;
+    say::done("the guest works, and finds its memory as it wrote it");
+    Ok(())
+}
+
+pub(crate) async fn records(bed: &Bed) -> anyhow::Result<()> {
+    let client = bed.left().client();
+    let decisions = client.decision_list(None).first(20).await?;
+    ensure!(!decisions.is_empty(), "No decision was recorded");
+    say::line("decisions (left):");
+    for decision in decisions.iter().take(6) {
+        say::line(format!(
+            "  {:<10} {:<32} {:>6} µs  {}",
+            decision.world, decision.plugin, decision.duration_us, decision.subject
+        ));
+    }
+    for host in [bed.left(), bed.right()] {
+        say::line(format!("events ({}):", host.name()));
+        for event in host.client().event_list(0, 100).await? {
+            say::line(format!("  {:<20} {}", event.kind, event.message));
+        }
+    }
+    let checkpoint = client.audit_checkpoint().await?;
+    let entries = client.audit_entries(0, 1000).await?;
+    say::line(format!(
+        "audit log (left), {} entries under a signed checkpoint; the last:",
+        entries.len()
+    ));
+    ensure!(!checkpoint.note.is_empty(), "There is no checkpoint");
+    for record in entries.iter().rev().take(4).rev() {
+        let entry: serde_json::Value = serde_json::from_str(&record.entry)?;
+        say::line(format!(
+            "  {:>3} {:<16} {:<8} {}",
+            record.index,
+            entry["action"].as_str().unwrap_or_default(),
+            entry["outcome"].as_str().unwrap_or_default(),
+            entry["object"].as_str().unwrap_or_default()
+        ));
+    }
+    Ok(())
+}

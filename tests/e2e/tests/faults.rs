@@ -1,0 +1,436 @@
+//! Migrations under faults: processes killed and links cut at named steps, in an order that a seed decides.
+//!
+//! Each time what DESIGN.md 5 promises: never two runners; one runner again once the link is back; the guest's own memory
+//! check passing; nothing left behind. Killing the process that runs the guest is a crash of the guest, and told as one.
+//!
+//! `DWCP_FAULT_SEED` repeats a run, `DWCP_FAULTS` sets how many faults there are.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use dwcp_e2e::bed::{Bed, BedOptions};
+use dwcp_e2e::programs::Programs;
+use dwcp_e2e::steps::Steps;
+use dwcp_guest::Tick;
+use dwcp_launch::protocol::ChildKind;
+use dwcp_sdk::types::{MigrateRequest, Vm, VmCreate, VmPhase};
+use dwcp_vmm::client::VmmClient;
+use dwcp_vmm::protocol::Phase;
+use dwcp_wan::{Queue, Settings};
+
+const PROJECT: &str = "default";
+const NAME: &str = "prey";
+/// The one deadline: how long anything may take to come to rest. Generous; nothing is measured with it.
+const REST: Duration = Duration::from_secs(180);
+
+const STEPS: [(usize, &str); 14] = [
+    (0, "source.accepted"),
+    (0, "source.prepared"),
+    (0, "source.round"),
+    (0, "source.pausing"),
+    (0, "source.paused"),
+    (0, "source.given"),
+    (0, "source.committed"),
+    (0, "source.answered"),
+    (1, "destination.accepted"),
+    (1, "destination.prepared"),
+    (1, "destination.complete"),
+    (1, "destination.committed"),
+    (1, "destination.took"),
+    (1, "destination.running"),
+];
+
+/// Harm that is done at a step. Sides are of the migration: 0 sends, 1 receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Harm {
+    Daemon(usize),
+    Mover(usize),
+    /// The VMM that does not run the guest.
+    IdleVmm,
+    /// The VMM that runs the guest (or holds it, paused).
+    RunningVmm,
+    /// The link, for a moment: TCP gets over it.
+    Blink,
+    /// The link, until the source has given up.
+    Cut,
+}
+
+const HARMS: [Harm; 7] = [
+    Harm::Daemon(0),
+    Harm::Daemon(1),
+    Harm::Mover(0),
+    Harm::Mover(1),
+    Harm::IdleVmm,
+    Harm::RunningVmm,
+    Harm::Blink,
+];
+
+/// xorshift64: enough to shuffle by, and the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// Every harm at every step, shuffled; the long cuts where they matter most come once each.
+fn plan(seed: u64, count: usize) -> Vec<(usize, &'static str, Harm)> {
+    let mut random = Random(seed | 1);
+    let mut all: Vec<_> = STEPS
+        .iter()
+        .flat_map(|(side, step)| HARMS.map(|harm| (*side, *step, harm)))
+        .collect();
+    for n in (1..all.len()).rev() {
+        all.swap(n, (random.next() % (n as u64 + 1)) as usize);
+    }
+    let cuts = [
+        (0, "source.round", Harm::Cut),
+        (0, "source.given", Harm::Cut),
+        (1, "destination.took", Harm::Cut),
+    ];
+    let rest = count.saturating_sub(cuts.len());
+    let mut plan: Vec<_> = all.iter().copied().cycle().take(rest).collect();
+    plan.extend(cuts);
+    plan
+}
+
+/// Looks all the time at whether both hosts run the machine at once.
+struct Watcher {
+    stop: Arc<AtomicBool>,
+    twice: Arc<AtomicBool>,
+    looks: Arc<AtomicU64>,
+}
+
+impl Watcher {
+    fn start(sockets: [PathBuf; 2]) -> Self {
+        let watcher = Self {
+            stop: Arc::default(),
+            twice: Arc::default(),
+            looks: Arc::default(),
+        };
+        let (stop, twice, looks) = (
+            watcher.stop.clone(),
+            watcher.twice.clone(),
+            watcher.looks.clone(),
+        );
+        std::thread::spawn(move || {
+            let running = |socket: &PathBuf| {
+                VmmClient::connect(socket)
+                    .and_then(|mut vmm| vmm.status())
+                    .is_ok_and(|status| status.phase == Phase::Running)
+            };
+            while !stop.load(Ordering::Relaxed) {
+                // One look takes two questions: only if the first still runs after the second was seen to run, both did.
+                if running(&sockets[0]) && running(&sockets[1]) && running(&sockets[0]) {
+                    twice.store(true, Ordering::Relaxed);
+                }
+                looks.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        watcher
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Prey {
+    bed: Bed,
+    steps: [Steps; 2],
+    vm: String,
+}
+
+impl Prey {
+    async fn start() -> anyhow::Result<Self> {
+        let programs = Programs::find()?;
+        let run = Bed::run_id()?;
+        let dir = Bed::run_dir(&run);
+        std::fs::create_dir_all(&dir)?;
+        let listen = |side: &str| Steps::listen(&dir.join(format!("steps-{side}.sock")));
+        let steps = [listen("left")?, listen("right")?];
+        let options = BedOptions {
+            link: Settings {
+                rate_mbit: 1000.0,
+                rtt_ms: 2.0,
+                loss: 0.0,
+                queue: Queue::Ms(50.0),
+            },
+            steps: steps.each_ref().map(|s| Some(s.path().to_owned())),
+        };
+        let bed = Bed::start(&programs, run, &options).await?;
+        let client = bed.left().client();
+        let image = client.image_put("guest", dwcp_guest::elf()).await?;
+        let request = VmCreate {
+            kernel: Some(image.digest),
+            cmdline: Some("fill_mib=8 ws_mib=2 rate=500".into()),
+            memory_bytes: Some(32 << 20),
+            ..VmCreate::new(NAME)
+        };
+        let created = client.vm_create(PROJECT, &request).await?;
+        client.operation_wait(&created.operation.id).await?;
+        let vm = created.vm.id;
+        Ok(Self { bed, steps, vm })
+    }
+
+    /// Which host runs the machine, 0 left or 1 right.
+    async fn runner(&self) -> anyhow::Result<Option<usize>> {
+        let mut found = None;
+        for (side, host) in [self.bed.left(), self.bed.right()].into_iter().enumerate() {
+            let vm = host.client().vm_get(PROJECT, NAME).await;
+            if vm.is_ok_and(|vm| vm.phase == VmPhase::Running) {
+                ensure!(found.is_none(), "Both hosts say that they run it");
+                found = Some(side);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn seen(&self, side: usize) -> Option<Vm> {
+        let host = [self.bed.left(), self.bed.right()][side];
+        host.client().vm_get(PROJECT, NAME).await.ok()
+    }
+
+    /// One migration with one harm. Answers what came of it.
+    async fn fault(&mut self, on: usize, step: &str, harm: Harm) -> anyhow::Result<String> {
+        let source = self.runner().await?.context("Nobody runs it")?;
+        let side = |of: usize| if of == 0 { source } else { 1 - source };
+        let names = [self.bed.left().name(), self.bed.right().name()].map(str::to_owned);
+        let caught = self.steps[side(on)].catch(step);
+        let hosts = [self.bed.left(), self.bed.right()];
+        let request = MigrateRequest::to(names[1 - source].as_str());
+        let operation = hosts[source]
+            .client()
+            .vm_migrate(PROJECT, NAME, &request)
+            .await?;
+        let caught = tokio::time::timeout(REST, caught)
+            .await
+            .context("The migration did not come to this step")??;
+        let ran_by = if matches!(step, "destination.took" | "destination.running")
+            || (on == 0 && step == "source.answered")
+        {
+            1 - source
+        } else {
+            source
+        };
+        match harm {
+            Harm::Daemon(of) => {
+                self.bed.host_mut(side(of)).kill_daemon()?;
+                drop(caught);
+                self.bed.host_mut(side(of)).restart_daemon()?;
+            }
+            Harm::Mover(of) => {
+                self.kill_child(side(of), ChildKind::Mover)?;
+                drop(caught);
+            }
+            Harm::IdleVmm => {
+                self.kill_child(1 - ran_by, ChildKind::Vmm)?;
+                drop(caught);
+            }
+            Harm::RunningVmm => {
+                self.kill_child(ran_by, ChildKind::Vmm)?;
+                drop(caught);
+            }
+            Harm::Blink => {
+                self.bed.link()?.cut()?;
+                drop(caught);
+                // Long enough that something is lost, short enough that TCP gets over it.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                self.bed.link()?.restore()?;
+            }
+            Harm::Cut => {
+                self.bed.link()?.cut()?;
+                drop(caught);
+                let client = [self.bed.left(), self.bed.right()][source].client().clone();
+                // It fails, or is in doubt: either way the source has given up waiting.
+                let _ = tokio::time::timeout(REST, client.operation_wait(&operation.id)).await;
+                self.bed.link()?.restore()?;
+            }
+        }
+        self.comes_to_rest(source, harm).await
+    }
+
+    fn kill_child(&self, side: usize, kind: ChildKind) -> anyhow::Result<()> {
+        let host = [self.bed.left(), self.bed.right()][side];
+        for child in host.children()? {
+            let here = kind == ChildKind::Mover || child.id.as_str() == self.vm;
+            if child.kind == kind && here && child.is_running() {
+                let pid = nix::unistd::Pid::from_raw(child.pid as i32);
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until one host runs it and nothing is under way, and looks at everything that must then hold.
+    async fn comes_to_rest(&mut self, source: usize, harm: Harm) -> anyhow::Result<String> {
+        let deadline = Instant::now() + REST;
+        let mut crashed = false;
+        let runner = loop {
+            let seen = [self.seen(0).await, self.seen(1).await];
+            let phase = |side: usize| seen[side].as_ref().map(|vm| vm.phase);
+            let at_rest = |p: Option<VmPhase>| {
+                matches!(
+                    p,
+                    None | Some(VmPhase::Running | VmPhase::Moved | VmPhase::Crashed)
+                )
+            };
+            if at_rest(phase(0)) && at_rest(phase(1)) && self.migrations_ended().await {
+                if let Some(side) = self.runner().await? {
+                    break side;
+                }
+                let dead = (0..2).find(|side| phase(*side) == Some(VmPhase::Crashed));
+                if let Some(side) = dead {
+                    ensure!(
+                        harm == Harm::RunningVmm,
+                        "The guest was lost: {:?}",
+                        seen[side].as_ref().map(|vm| vm.reason.clone())
+                    );
+                    crashed = true;
+                    let client = [self.bed.left(), self.bed.right()][side].client();
+                    let operation = client.vm_start(PROJECT, NAME).await?;
+                    client.operation_wait(&operation.id).await?;
+                }
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "It does not come to rest: left {:?}, right {:?}",
+                    seen[0],
+                    seen[1]
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        self.guest_is_well(runner, deadline).await?;
+        self.nothing_left(runner, deadline).await?;
+        let where_to = if runner == source { "stayed" } else { "moved" };
+        Ok(if crashed {
+            format!("the guest crashed and was started again; {where_to}")
+        } else {
+            where_to.to_owned()
+        })
+    }
+
+    async fn migrations_ended(&self) -> bool {
+        for host in [self.bed.left(), self.bed.right()] {
+            match host.client().migration_list(PROJECT).first(5).await {
+                Ok(migrations) if migrations.iter().all(|m| m.ended_ms.is_some()) => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// The guest says something new, and finds nothing wrong with its memory in a whole pass over it.
+    async fn guest_is_well(&self, side: usize, deadline: Instant) -> anyhow::Result<()> {
+        let host = [self.bed.left(), self.bed.right()][side];
+        let before = host.serial_log(&self.vm).len();
+        loop {
+            let log = host.serial_log(&self.vm);
+            let new = log.get(before.min(log.len())..).unwrap_or_default();
+            let ticks: Vec<Tick> = new.lines().filter_map(Tick::parse).collect();
+            ensure!(
+                ticks.iter().all(|tick| tick.bad == 0),
+                "The guest's memory check failed: {new}"
+            );
+            if let (Some(first), Some(last)) = (ticks.first(), ticks.last())
+                && last.tick > first.tick
+                && last.checked > first.checked
+            {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "The guest says nothing new: {new:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// One VMM on one side, and no mover anywhere.
+    async fn nothing_left(&self, runner: usize, deadline: Instant) -> anyhow::Result<()> {
+        loop {
+            let there = [self.bed.left().children()?, self.bed.right().children()?];
+            let good = there[runner].len() == 1
+                && there[runner][0].is_running()
+                && there[1 - runner].is_empty();
+            if good {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "Processes are left behind: {there:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_never_lost_and_never_runs_twice() {
+    let seed = std::env::var("DWCP_FAULT_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| u64::from(std::process::id()) ^ 0x9e37_79b9_7f4a_7c15);
+    let count = std::env::var("DWCP_FAULTS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(52);
+    println!("DWCP_FAULT_SEED={seed} DWCP_FAULTS={count}");
+    let mut prey = Prey::start().await.unwrap();
+    let sockets = ["left", "right"].map(|name| {
+        let vms = prey.bed.dir().join(name).join("state/vms");
+        vms.join(&prey.vm).join("vmm.sock")
+    });
+    let watcher = Watcher::start(sockets);
+    let runner = prey.runner().await.unwrap().unwrap();
+    prey.guest_is_well(runner, Instant::now() + REST)
+        .await
+        .unwrap();
+    for (n, (on, step, harm)) in plan(seed, count).into_iter().enumerate() {
+        let began = Instant::now();
+        let outcome = prey.fault(on, step, harm).await;
+        for steps in &prey.steps {
+            steps.disarm();
+        }
+        match outcome {
+            Ok(outcome) => println!(
+                "fault {:>3}: {harm:?} at {step}: {outcome} ({:.1} s)",
+                n + 1,
+                began.elapsed().as_secs_f64()
+            ),
+            Err(error) => {
+                for name in ["left", "right"] {
+                    let log = prey.bed.dir().join(name).join("dwcpd.log");
+                    let log = std::fs::read_to_string(log).unwrap_or_default();
+                    let tail: Vec<&str> = log.lines().rev().take(30).collect();
+                    println!("--- {name}");
+                    tail.iter().rev().for_each(|line| println!("{line}"));
+                }
+                panic!(
+                    "fault {} ({harm:?} at {step}), seed {seed}: {error:#}",
+                    n + 1
+                );
+            }
+        }
+        assert!(
+            !watcher.twice.load(Ordering::Relaxed),
+            "two runners after {harm:?} at {step}, seed {seed}"
+        );
+    }
+    let looks = watcher.looks.load(Ordering::Relaxed);
+    println!("looked {looks} times for two runners, and saw none");
+    assert!(looks > 0);
+}
