@@ -65,11 +65,13 @@ pub(crate) fn limit(asked: Option<usize>) -> Result<usize, Problem> {
     }
 }
 
-fn seal(list: &str, cursor: &str) -> String {
+/// A cursor of a list as the client gets it.
+pub(crate) fn seal(list: &str, cursor: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("{list}\0{cursor}"))
 }
 
-fn open(list: &str, sealed: &str) -> Result<String, Problem> {
+/// The service's cursor out of a client's; refused if it is of another list.
+pub(crate) fn open(list: &str, sealed: &str) -> Result<String, Problem> {
     let refused = || Problem::invalid("The cursor is not one of this list; begin without one");
     if sealed.len() > CURSOR_BYTES_MAX {
         return Err(refused());

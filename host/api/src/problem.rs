@@ -20,10 +20,11 @@ const TYPE_PREFIX: &str = "urn:dwcp:problem:";
 pub struct Problem {
     /// Kind of problem, a stable URI.
     #[serde(rename = "type")]
-    #[schema(example = "urn:dwcp:problem:denied")]
-    pub kind: String,
+    #[schema(value_type = String, example = "urn:dwcp:problem:denied")]
+    pub kind: Box<str>,
     /// The kind in words.
-    pub title: String,
+    #[schema(value_type = String)]
+    pub title: Box<str>,
     /// HTTP status.
     #[schema(example = 403)]
     pub status: u16,
@@ -102,8 +103,8 @@ fn of(kind: FaultKind) -> Kind {
 impl Problem {
     fn make((status, name, title): Kind, detail: String, reasons: Vec<String>) -> Self {
         Self {
-            kind: format!("{TYPE_PREFIX}{name}"),
-            title: title.to_owned(),
+            kind: format!("{TYPE_PREFIX}{name}").into(),
+            title: title.into(),
             status: status.as_u16(),
             detail,
             reasons,

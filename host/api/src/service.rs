@@ -291,7 +291,7 @@ pub trait Service: Send + Sync + 'static {
     ) -> Answer<Page<Decision>>;
     /// One, by its identity.
     async fn decision_get(&self, id: &str) -> Answer<Decision>;
-    /// Events after a sequence number, oldest first.
+    /// Events after a sequence number, oldest first; the cursor is the last one's sequence number, in decimal.
     async fn event_list(&self, after: u64, limit: usize) -> Answer<Page<Event>>;
     /// Events after a sequence number, as they happen.
     async fn event_watch(&self, after: u64) -> Answer<RecordStream<Event>>;

@@ -105,6 +105,12 @@ async fn events_resume_where_they_broke() {
     let page = peer.answer().await.json();
     assert_eq!(page["items"].as_array().unwrap().len(), 1);
     assert_eq!(page["items"][0]["sequence"], 3);
+    let next = page["next_cursor"].as_str().unwrap();
+    peer.send(&wire::get(&format!("/v1/events?cursor={next}&limit=1")))
+        .await;
+    assert_eq!(peer.answer().await.json()["items"][0]["sequence"], 4);
+    peer.send(&wire::get("/v1/events?cursor=x")).await;
+    assert_eq!(peer.answer().await.status, 400);
     let bad = wire::with("GET", "/v1/events?follow=true", "Last-Event-ID: x\r\n", "");
     peer.send(&bad).await;
     assert_eq!(peer.answer().await.status, 400);

@@ -103,10 +103,13 @@ fn check<T: Serialize + DeserializeOwned>(document: &Value, name: &str) {
     }
 }
 
+/// How a schema's type is looked at.
+type Check = fn(&Value, &str);
+
 #[test]
 fn every_schema_has_its_type() {
     let document = document();
-    let checked: &[(&str, fn(&Value, &str))] = &[
+    let checked: &[(&str, Check)] = &[
         ("AuditCheckpoint", check::<AuditCheckpoint>),
         ("AuditRecord", check::<AuditRecord>),
         ("Binding", check::<Binding>),

@@ -16,6 +16,9 @@ use crate::service::Page;
 use crate::sse;
 use crate::state::Api;
 
+/// The list, for its cursors.
+const LIST: &str = "/v1/events";
+
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list_events))
 }
@@ -28,6 +31,9 @@ struct EventParams {
     /// Only those after this sequence number.
     #[serde(default)]
     after: u64,
+    /// The `next_cursor` of the part before, instead of `after`.
+    #[param(max_length = 1024)]
+    cursor: Option<String>,
     /// Stream them as they happen, as server-sent events.
     #[serde(default)]
     follow: bool,
@@ -50,13 +56,26 @@ async fn list_events(
     headers: HeaderMap,
 ) -> Reply {
     let limit = paging::limit(params.limit)?;
+    let after = match &params.cursor {
+        Some(cursor) => sequence(cursor)?,
+        None => params.after,
+    };
     if !params.follow {
-        let page = api.service.event_list(params.after, limit).await?;
+        let mut page = api.service.event_list(after, limit).await?;
+        page.next_cursor = page.next_cursor.map(|cursor| paging::seal(LIST, &cursor));
         return Ok(axum::Json(page).into_response());
     }
-    let after = last_event(&headers)?.unwrap_or(params.after);
+    let after = last_event(&headers)?.unwrap_or(after);
     let events = api.service.event_watch(after).await?;
     sse::stream(&api, events, |event| Some(event.sequence))
+}
+
+/// The sequence number that a cursor stands for.
+fn sequence(cursor: &str) -> Reply<u64> {
+    let number = paging::open(LIST, cursor)?;
+    number
+        .parse()
+        .map_err(|_| Problem::invalid("The cursor is not one of this list; begin without one"))
 }
 
 fn last_event(headers: &HeaderMap) -> Reply<Option<u64>> {

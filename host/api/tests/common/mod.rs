@@ -5,6 +5,7 @@
 
 mod audit;
 mod fake;
+mod guests;
 mod sample;
 mod service;
 mod tls;

@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use dwcp_api::Principal;
 use dwcp_api::service::{
     Answer, ByteStream, Console, Fault, FaultKind, Page, PageRequest, RecordStream, Remembered,
@@ -18,43 +17,9 @@ use dwcp_control::records::{
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 
-use super::fake::{Fake, OTHER_KEY, TEST_KEY, finished, found, part, part_of, refuse};
+use super::fake::{Fake, OTHER_KEY, TEST_KEY, found, part, part_of, refuse};
+use super::guests::{key_of, object_of};
 use super::sample::{self, NOW_MS, digest_of};
-
-fn key_of(project: &Name, name: &Name) -> (String, String) {
-    (project.to_string(), name.to_string())
-}
-
-fn object_of(project: &Name, name: &Name) -> String {
-    format!("projects/{project}/vms/{name}")
-}
-
-impl Fake {
-    fn vm(&self, project: &Name, name: &Name) -> Answer<Versioned<Vm>> {
-        let state = self.state();
-        let vm = state.vms.get(&key_of(project, name)).cloned();
-        vm.ok_or_else(|| Fault::not_found(format!("machine {name} in project {project}")))
-    }
-
-    fn set_vm(&self, vm: Vm) -> Versioned<Vm> {
-        let mut state = self.state();
-        let vm = state.versioned(vm);
-        let key = key_of(&vm.value.project, &vm.value.name);
-        state.vms.insert(key, vm.clone());
-        vm
-    }
-
-    fn turn(&self, project: &Name, name: &Name, to: Desired) -> Answer<()> {
-        let mut vm = self.vm(project, name)?.value;
-        vm.desired = to;
-        vm.phase = match to {
-            Desired::Running => VmPhase::Running,
-            Desired::Stopped => VmPhase::Stopped,
-        };
-        self.set_vm(vm);
-        Ok(())
-    }
-}
 
 #[async_trait]
 impl Service for Fake {
@@ -275,46 +240,7 @@ impl Service for Fake {
         Ok(())
     }
     async fn vm_console(&self, _: &Principal, project: &Name, name: &Name) -> Answer<Console> {
-        if self.vm(project, name)?.value.phase != VmPhase::Running {
-            return refuse(
-                FaultKind::Conflict,
-                "The machine does not run; start it first",
-            );
-        }
-        let (input, mut typed) = tokio::sync::mpsc::channel::<Bytes>(16);
-        if name.as_str() == "flood" {
-            let attached = std::sync::Arc::clone(&self.attached);
-            let flood =
-                futures::stream::repeat(Bytes::from(vec![b'x'; 32 << 10])).map(move |piece| {
-                    let _attached = &attached;
-                    Ok(piece)
-                });
-            return Ok(Console {
-                output: Box::pin(flood),
-                input,
-            });
-        }
-        let (printed, output) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(16);
-        tokio::spawn(async move {
-            let mut print = Ok(Bytes::from_static(b"booted\r\n"));
-            loop {
-                if printed.send(print).await.is_err() {
-                    return;
-                }
-                match typed.recv().await {
-                    Some(bytes) if bytes.starts_with(b"exit") => return,
-                    Some(bytes) => print = Ok(bytes.to_ascii_uppercase().into()),
-                    None => return,
-                }
-            }
-        });
-        let output = futures::stream::unfold(output, |mut output| async move {
-            output.recv().await.map(|piece| (piece, output))
-        });
-        Ok(Console {
-            output: Box::pin(output),
-            input,
-        })
+        self.attach(project, name)
     }
     async fn vm_log(&self, project: &Name, name: &Name) -> Answer<ByteStream> {
         self.vm(project, name)?;
@@ -329,40 +255,7 @@ impl Service for Fake {
         name: &Name,
         request: MigrateRequest,
     ) -> Answer<Operation> {
-        let mut vm = self.vm(project, name)?.value;
-        found(&self.state().hosts, "host", request.to.as_str())?;
-        let object = object_of(project, name);
-        let operation = sample::operation("vm.migrate", &object);
-        let mut migration = sample::migration(&vm, &request);
-        let mut states = Vec::new();
-        for number in 1..=3 {
-            migration = sample::next_round(migration, number);
-            let mut state = operation.clone();
-            state.migration = Some(Box::new(migration.clone()));
-            states.push(state);
-        }
-        let doubtful = name.as_str() == "doubt";
-        if doubtful {
-            migration.phase = MigrationPhase::InDoubt;
-            migration.reason = "The link was cut behind the commit".into();
-        } else {
-            migration = sample::arrived(migration);
-            vm.phase = VmPhase::Moved;
-            vm.host = request.to;
-            vm.epoch += 1;
-            self.set_vm(vm);
-        }
-        let mut last = finished(operation.clone());
-        if doubtful {
-            last.state = OperationState::Failed;
-            last.message = migration.reason.clone();
-        }
-        last.migration = Some(Box::new(migration.clone()));
-        states.push(last);
-        let kept = self.state().versioned(migration.clone());
-        self.state().migrations.insert(migration.id.clone(), kept);
-        self.happened(&who.name, "vm.migrated", &object, "It moved");
-        Ok(self.operate(operation, states))
+        self.migrate(who, project, name, request)
     }
 
     async fn migration_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Migration>> {
@@ -450,63 +343,8 @@ impl Service for Fake {
         who: &Principal,
         request: PluginInstall,
     ) -> Answer<MarketplaceItem> {
-        let mut item = self.marketplace_get(&request.reference).await?;
-        if let Some(problem) = item.signature_problem {
-            return refuse(FaultKind::Impossible, &problem);
-        }
-        if request.digest.is_some_and(|digest| digest != item.digest) {
-            return refuse(FaultKind::Impossible, "It is not what was shown");
-        }
-        let kept_back: Vec<String> = item
-            .capabilities
-            .iter()
-            .filter(|capability| !request.grant.contains(capability))
-            .cloned()
-            .collect();
-        if !kept_back.is_empty() {
-            return Err(Fault {
-                kind: FaultKind::Impossible,
-                message: "It needs capabilities that were not granted".into(),
-                reasons: kept_back,
-            });
-        }
-        let (name, version) = item.reference.split_once('@').unwrap();
-        let (name, version) = (name.to_owned(), version.to_owned());
-        let signed_by = item.signed_by.clone().unwrap_or_default();
-        let mut state = self.state();
-        if item.kind == "template" {
-            let template = state.versioned(Template {
-                name: name.clone(),
-                version,
-                description: item.description.clone(),
-                plugin: "dwcp/template-default".into(),
-                digest: item.digest.clone(),
-                signed_by,
-                kernel: Some(digest_of(b"kernel")),
-                initrd: None,
-                document: "memory = \"512MiB\"\n".into(),
-                installed_ms: NOW_MS,
-            });
-            state.templates.insert(name, template);
-        } else {
-            let plugin = state.versioned(Plugin {
-                name: name.clone(),
-                version,
-                world: item.world.clone(),
-                digest: item.digest.clone(),
-                signed_by,
-                capabilities: item.capabilities.clone(),
-                active: true,
-                installed_ms: NOW_MS,
-                calls: 3,
-                faults: 0,
-            });
-            state.plugins.insert(name, plugin);
-        }
-        drop(state);
-        item.installed = true;
-        self.happened(&who.name, "plugin.installed", &item.reference, "Installed");
-        Ok(item)
+        let item = self.marketplace_get(&request.reference).await?;
+        self.install(who, item, request)
     }
     async fn plugin_remove(&self, who: &Principal, name: &str) -> Answer<()> {
         let mut state = self.state();
@@ -613,9 +451,12 @@ impl Service for Fake {
     async fn event_list(&self, after: u64, limit: usize) -> Answer<Page<Event>> {
         let events = self.events.borrow();
         let wanted = events.iter().filter(|event| event.sequence > after);
+        let items: Vec<Event> = wanted.clone().take(limit).cloned().collect();
+        let last = items.last().map(|event| event.sequence.to_string());
+        let more = wanted.count() > limit;
         Ok(Page {
-            items: wanted.take(limit).cloned().collect(),
-            next_cursor: None,
+            items,
+            next_cursor: last.filter(|_| more),
         })
     }
     async fn event_watch(&self, after: u64) -> Answer<RecordStream<Event>> {
