@@ -26,6 +26,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 const STREAM_SILENCE: Duration = Duration::from_secs(60);
 /// Times that a request is sent at most.
 const ATTEMPTS: u32 = 5;
+/// How long a request is repeated at most; a host that is slow to refuse is not asked again.
+const REPEAT_MAX: Duration = Duration::from_secs(15);
 /// Wait before the second attempt; it doubles each time.
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// Longest answer that is read into memory, bytes.
@@ -163,6 +165,7 @@ impl Client {
 
     /// Sends a request, again if need be, and reads its whole answer.
     pub(crate) async fn send(&self, call: Call) -> Result<Bytes> {
+        let began = tokio::time::Instant::now();
         let mut attempt = 1;
         loop {
             let error = match self.send_once(&call).await {
@@ -173,7 +176,8 @@ impl Client {
             if attempt > 1 && call.method == Method::DELETE && error.is_not_found() {
                 return Ok(Bytes::new());
             }
-            if attempt >= ATTEMPTS || !may_pass(&error) {
+            let enough = attempt >= ATTEMPTS || began.elapsed() > REPEAT_MAX;
+            if enough || !may_pass(&error) {
                 return Err(error);
             }
             tokio::time::sleep(back_off(attempt)).await;

@@ -26,6 +26,8 @@ pub struct Fake {
     pub created: AtomicUsize,
     /// A machine named `slow` waits for a permit of this before it is created.
     pub gate: Semaphore,
+    /// Machines that came to the gate.
+    pub at_gate: watch::Sender<u32>,
     pub(super) skip_hashing: AtomicBool,
     /// One for each console that is attached, and one of ours.
     pub(super) attached: std::sync::Arc<()>,
@@ -77,6 +79,7 @@ impl Fake {
             state: Mutex::new(state),
             created: AtomicUsize::new(0),
             gate: Semaphore::new(0),
+            at_gate: watch::channel(0).0,
             skip_hashing: AtomicBool::new(false),
             attached: std::sync::Arc::new(()),
             events: watch::channel(Vec::new()).0,

@@ -161,6 +161,7 @@ impl Service for Fake {
         request: VmCreate,
     ) -> Answer<(Versioned<Vm>, Operation)> {
         if request.name.as_str() == "slow" {
+            self.at_gate.send_modify(|came| *came += 1);
             self.gate.acquire().await.unwrap().forget();
         }
         if request.template.is_none()
@@ -245,7 +246,7 @@ impl Service for Fake {
     async fn vm_log(&self, project: &Name, name: &Name) -> Answer<ByteStream> {
         self.vm(project, name)?;
         let lines = [b"booted\r\n".as_slice(), b"tick 1\r\n"];
-        let pieces = lines.map(|line| Ok(Bytes::from_static(line)));
+        let pieces = lines.map(|line| Ok(bytes::Bytes::from_static(line)));
         Ok(Box::pin(futures::stream::iter(pieces)))
     }
     async fn vm_migrate(
