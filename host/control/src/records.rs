@@ -494,6 +494,8 @@ pub struct Template {
     pub initrd: Option<Digest>,
     /// The document itself.
     pub document: String,
+    /// Media type of the document.
+    pub media_type: String,
     /// When it was installed, ms.
     pub installed_ms: u64,
 }

@@ -33,7 +33,7 @@ struct Arguments {
     /// The Unix socket to listen on.
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
-    /// The only user who is served: the one that dwcpd runs as.
+    /// The only user who is served beside root: the one that dwcpd runs as.
     #[arg(long, value_name = "UID")]
     allow_uid: u32,
     /// First of the 256 user ids that children run as. Nothing else may use them.

@@ -247,8 +247,8 @@ impl Decider {
             )));
         };
         let document = Document {
-            path: "template.toml".into(),
-            media: "application/toml".into(),
+            path: template.name.clone(),
+            media: template.media_type.clone(),
             text: template.document.clone(),
         };
         let parameters = typed(&plugin, &document, parameters).await?;

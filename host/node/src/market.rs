@@ -254,6 +254,7 @@ impl Node {
             kernel,
             initrd,
             document,
+            media_type: principal.map_or(String::new(), |l| l.media_type.clone()),
             installed_ms: now_ms(),
         };
         let kept = self.records.templates.put(&name, &template).await;
