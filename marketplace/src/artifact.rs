@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{Descriptor, Manifest};
+use crate::manifest::Manifest;
 use crate::{Digest, Reference};
 
 /// Media types of configurations and layers.
@@ -52,9 +52,6 @@ pub struct Artifact {
     pub license: String,
     /// Its files. At most 32.
     pub layers: Vec<Layer>,
-    /// Size of the manifest in bytes.
-    pub(crate) manifest_bytes: u64,
-    pub(crate) config: Descriptor,
 }
 
 /// The kinds of artifact.
@@ -140,12 +137,7 @@ impl Artifact {
 
     /// Reads manifest and configuration, already checked against their digests.
     /// Errors: a sentence saying what is wrong.
-    pub(crate) fn read(
-        digest: Digest,
-        manifest_bytes: u64,
-        manifest: &Manifest,
-        config: &[u8],
-    ) -> Result<Self, String> {
+    pub(crate) fn read(digest: Digest, manifest: &Manifest, config: &[u8]) -> Result<Self, String> {
         let annotation = |key: &str| manifest.annotations.get(key).map_or("", String::as_str);
         let reference = Reference::new(annotation(VENDOR), annotation(TITLE), annotation(VERSION))
             .map_err(|error| format!("Its annotations do not name it: {error}"))?;
@@ -180,8 +172,6 @@ impl Artifact {
             summary: annotation(DESCRIPTION).to_owned(),
             license: annotation(LICENSES).to_owned(),
             layers,
-            manifest_bytes,
-            config: manifest.config.clone(),
         })
     }
 }

@@ -15,13 +15,13 @@ use crate::manifest::{Descriptor, Index, LayoutMarker, MANIFEST, Manifest};
 use crate::{Digest, Reference};
 
 /// Largest `index.json`, in bytes.
-pub(crate) const MAX_INDEX_BYTES: u64 = 16 << 20;
+const MAX_INDEX_BYTES: u64 = 16 << 20;
 /// Largest manifest, configuration or signature payload, in bytes.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// Largest layer that [`Layout::read`] takes into memory, in bytes.
-pub(crate) const MAX_READ_BYTES: u64 = 256 << 20;
+const MAX_READ_BYTES: u64 = 256 << 20;
 /// Largest layer at all, in bytes.
-pub(crate) const MAX_LAYER_BYTES: u64 = 1 << 40;
+const MAX_LAYER_BYTES: u64 = 1 << 40;
 
 /// An OCI image layout directory.
 #[derive(Debug, Clone)]
@@ -181,7 +181,7 @@ impl Layout {
         }
         let manifest = self.manifest(at)?;
         let config = self.blob(&manifest.config, MAX_MANIFEST_BYTES)?;
-        let artifact = Artifact::read(at.digest, at.size, &manifest, &config).map_err(bad)?;
+        let artifact = Artifact::read(at.digest, &manifest, &config).map_err(bad)?;
         if artifact.reference != *named {
             return Err(LayoutError::Misnamed {
                 asked: Box::new(named.clone()),
@@ -238,7 +238,7 @@ impl Layout {
     }
 
     /// Copies a blob out, checking size and digest.
-    pub(crate) fn transfer(
+    fn transfer(
         &self,
         digest: Digest,
         size_bytes: u64,
@@ -287,7 +287,7 @@ fn versions(found: &[(Reference, Descriptor)]) -> String {
     texts.join(", ")
 }
 
-pub(crate) fn parse<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, LayoutError> {
+fn parse<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, LayoutError> {
     serde_json::from_slice(bytes).map_err(|source| LayoutError::BadJson {
         what: what.to_owned(),
         source,

@@ -4,8 +4,9 @@
 //! installs is exactly what a trusted publisher signed, under the name it was asked for.
 //!
 //! What always holds:
-//! - Bytes leave this crate only after their size and SHA-256 were checked against a descriptor, and nothing
-//!   is read beyond the size that the descriptor names or the bound for its kind.
+//! - Bytes are handed out only with their size and SHA-256 checked against a descriptor (a copy of a large layer
+//!   is checked as it goes, and says at its end whether it was good). Nothing is read beyond the size that the
+//!   descriptor names, nor beyond the bound for its kind.
 //! - No name from a layout becomes a path; only the 64 hexadecimal digits of a checked digest do.
 //! - The name, publisher and version of an [`Artifact`] come from its own manifest, which the signature covers;
 //!   the index, which nothing signs, only finds it.

@@ -1,4 +1,4 @@
-//! Writing an OCI image layout directory: publishing, signing's storage, and carrying from one to another.
+//! Writing an OCI image layout directory.
 //!
 //! What always holds: a file appears whole under its name or not at all (written beside it, flushed, renamed,
 //! directory flushed); a blob is there before anything names it; writers of one layout take turns.
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::artifact::{self, Artifact, TemplateConfig, WasmComponent, WasmConfig, media};
-use crate::layout::{Layout, LayoutError, MAX_LAYER_BYTES};
+use crate::layout::{Layout, LayoutError};
 use crate::manifest::{Descriptor, Index, LayoutMarker, MANIFEST, Manifest, REF_NAME};
 use crate::{Digest, Reference};
 
@@ -111,57 +111,12 @@ impl Layout {
             why,
         };
         // Read back as a host will, so that nothing is published that cannot be used.
-        let size_bytes = bytes.len() as u64;
-        let artifact = Artifact::read(Digest::of(&bytes), size_bytes, &manifest, &config_bytes)
-            .map_err(bad)?;
+        let artifact = Artifact::read(Digest::of(&bytes), &manifest, &config_bytes).map_err(bad)?;
         let tag = draft.reference.tag();
         let tag = tag.ok_or_else(|| bad("A draft needs a version".to_owned()))?;
         let descriptor = self.put_blob(MANIFEST, &bytes)?;
         self.name(descriptor, &tag)?;
         Ok(artifact)
-    }
-
-    /// Copies an artifact and its signatures into another layout: a mirror, or a host's own store.
-    ///
-    /// # Errors
-    /// When something is missing or altered here, or the other cannot be written.
-    pub fn mirror(&self, artifact: &Artifact, into: &Layout) -> Result<(), LayoutError> {
-        let layers = artifact.layers.iter().map(|l| (l.digest, l.size_bytes));
-        let config = (artifact.config.digest, artifact.config.size);
-        let manifest = (artifact.digest, artifact.manifest_bytes);
-        for (digest, size_bytes) in layers.chain([config, manifest]) {
-            self.carry(digest, size_bytes, into)?;
-        }
-        let signature_tag = crate::signature::tag(artifact);
-        let artifact_tag = artifact.reference.tag();
-        let index = self.index()?;
-        for descriptor in index.manifests {
-            let Some(name) = descriptor.ref_name().map(str::to_owned) else {
-                continue;
-            };
-            if name == signature_tag {
-                let manifest = self.manifest(&descriptor)?;
-                let parts = manifest.layers.iter().chain([&manifest.config]);
-                for part in parts.chain([&descriptor]) {
-                    self.carry(part.digest, part.size, into)?;
-                }
-                into.name(descriptor, &name)?;
-            } else if artifact_tag.as_deref() == Some(&name) && descriptor.digest == artifact.digest
-            {
-                into.name(descriptor, &name)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn carry(&self, digest: Digest, size_bytes: u64, into: &Layout) -> Result<(), LayoutError> {
-        let target = into.blob_path(digest);
-        if target.exists() {
-            return Ok(());
-        }
-        write_whole(&target, |file| {
-            self.transfer(digest, size_bytes, MAX_LAYER_BYTES, file)
-        })
     }
 
     pub(crate) fn put_blob(
