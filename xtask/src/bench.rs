@@ -59,7 +59,7 @@ struct Figure {
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let made = step("Building the programs for release", || {
-        cargo::build(&["--workspace", "--bins", "--release"])
+        cargo::build(&["--workspace", "--exclude", "xtask", "--bins", "--release"])
     })?;
     let built = step("Building plugins and templates", || {
         plugins::build(&plugins::Options::default())
