@@ -148,6 +148,11 @@ impl Crew {
         self.call_all();
     }
 
+    /// Whether [`Crew::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.streams).closed
+    }
+
     /// Wakes every member that waits for its socket.
     pub(crate) fn call_all(&self) {
         for call in &self.calls {

@@ -109,6 +109,11 @@ impl<'a> Receiver<'a> {
         self.acks.clear();
         self.link.pulse()?;
         self.link.flush()?;
+        let answered = self.end.is_none() && self.link.stream().queued_bytes() == 0;
+        if answered && self.shared.is_complete() && self.shared.crew.is_closed() {
+            // The daemon has what it wanted, and the source its acknowledgements.
+            return Err(Ended::Finished);
+        }
         let ready = self.link.wait(self.shared.crew.call(self.member))?;
         if ready.called {
             self.shared.crew.heard(self.member);

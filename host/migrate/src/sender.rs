@@ -6,12 +6,12 @@
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dwcp_memory::PageIndex;
 use dwcp_wire::frame::{self, Header, Kind};
 use dwcp_wire::ladder::{PAGE_BYTES, PageLadder, Run};
-use dwcp_wire::level::{Level, LevelChooser};
+use dwcp_wire::level::{self, Level, LevelChooser};
 use dwcp_wire::stream::SecureStream;
 use dwcp_wire::tcp;
 
@@ -68,6 +68,8 @@ struct Sender<'a> {
     copy: Vec<u8>,
     /// Frames queued and not yet all written.
     unwritten: usize,
+    /// When the link was last looked at, and how much the peer's kernel had acknowledged by then; none while idle.
+    measured: Option<(Instant, u64)>,
     /// When the peer last acknowledged something or its kernel took something, and how much that had taken by then.
     moved: Instant,
     acked_by_kernel: u64,
@@ -91,6 +93,7 @@ impl<'a> Sender<'a> {
             level: LevelChooser::default(),
             copy: vec![0; RUN_PAGES_MAX as usize * PAGE_BYTES],
             unwritten: 0,
+            measured: None,
             moved: Instant::now(),
             acked_by_kernel: 0,
         })
@@ -105,8 +108,7 @@ impl<'a> Sender<'a> {
     }
 
     fn turn(&mut self) -> Result<(), Ended> {
-        let begun = Instant::now();
-        let mut written = self.flush()?;
+        self.flush()?;
         let mut busy = self.link.stream().queued_bytes() > 0;
         while self.link.stream().queued_bytes() < QUEUED_BYTES_LOW {
             match self.shared.next_work(self.member) {
@@ -120,19 +122,11 @@ impl<'a> Sender<'a> {
                 Work::Close(Some(reason)) => return Err(Ended::Broken(reason)),
             }
             busy = true;
-            written += self.flush()?;
+            self.flush()?;
+            self.measure(busy);
         }
-        let queued = self.link.stream().queued_bytes() > 0;
-        let call = self.shared.crew.call(self.member);
-        let waiting = Instant::now();
-        let ready = self.link.wait(call)?;
-        let waited = waiting.elapsed();
-        if busy {
-            let waited_for_link = if queued { waited } else { Duration::ZERO };
-            let worked = waiting.duration_since(begun);
-            let total = worked + waited_for_link;
-            self.level.sent(written as u64, waited_for_link, total);
-        }
+        self.measure(busy);
+        let ready = self.link.wait(self.shared.crew.call(self.member))?;
         if ready.called {
             self.shared.crew.heard(self.member);
         }
@@ -143,15 +137,35 @@ impl<'a> Sender<'a> {
         self.link.pulse()
     }
 
-    fn flush(&mut self) -> Result<usize, Ended> {
+    /// Measures the link while there is something to send.
+    fn measure(&mut self, busy: bool) {
+        let elapsed = self.measured.map(|(at, _)| at.elapsed());
+        match elapsed {
+            Some(elapsed) if elapsed < level::WINDOW => return,
+            None if !busy => return,
+            _ => {}
+        }
+        let Ok(info) = tcp::info(self.link.stream().socket()) else {
+            return;
+        };
+        if let (Some(elapsed), Some((_, acked_before))) = (elapsed, self.measured) {
+            let bytes = info.acked_bytes.saturating_sub(acked_before);
+            let backlog = info.unsent_bytes > 0 || self.link.stream().queued_bytes() > 0;
+            if busy {
+                self.level.delivered(bytes, elapsed, backlog);
+            }
+        }
+        self.measured = busy.then(|| (Instant::now(), info.acked_bytes));
+    }
+
+    fn flush(&mut self) -> Result<(), Ended> {
         let written = self.link.flush()?;
-        self.shared
-            .wire_bytes
-            .fetch_add(written as u64, Ordering::Relaxed);
+        let counter = &self.shared.wire_bytes;
+        counter.fetch_add(written as u64, Ordering::Relaxed);
         if self.link.stream().queued_bytes() == 0 && self.unwritten > 0 {
             self.shared.written(std::mem::take(&mut self.unwritten));
         }
-        Ok(written)
+        Ok(())
     }
 
     /// Copies and encodes a batch, and queues its frames.

@@ -17,7 +17,6 @@ fn settle(link_bytes_per_s: f64, slowness: f64, compressible: f64) -> Level {
             Level::Raw => (0.0, 1.0),
             Level::Zstd(1) => (2.5e-9, 0.30),
             Level::Zstd(3) => (3.5e-9, 0.27),
-            Level::Zstd(6) => (12e-9, 0.25),
             Level::Zstd(_) => (25e-9, 0.24),
         };
         let compressed = if level == Level::Raw { 0 } else { dense };
@@ -33,9 +32,20 @@ fn settle(link_bytes_per_s: f64, slowness: f64, compressible: f64) -> Level {
         let total = encode.max(send);
         let seconds = Duration::from_secs_f64;
         chooser.encoded(level, &effort, seconds(encode));
-        chooser.sent(bytes as u64, seconds(total - encode), seconds(total));
+        let rounds = 1.0 + (0.05 / total).floor();
+        let window = seconds(total * rounds);
+        chooser.delivered((bytes as f64 * rounds) as u64, window, send > encode);
     }
     chooser.choose()
+}
+
+#[test]
+fn an_unknown_link_gets_the_middle() {
+    let mut chooser = LevelChooser::default();
+    assert_eq!(chooser.choose(), Level::Zstd(3));
+    // One that carries nothing at all is slow.
+    chooser.delivered(0, Duration::from_millis(50), true);
+    assert_eq!(chooser.choose(), Level::Zstd(9));
 }
 
 #[test]
@@ -69,7 +79,7 @@ fn what_does_not_compress_is_sent_raw() {
             },
         };
         chooser.encoded(level, &effort, Duration::from_millis(4));
-        chooser.sent(MIB as u64, Duration::ZERO, Duration::from_millis(4));
+        chooser.delivered(25 * MIB as u64, Duration::from_millis(100), false);
     }
     assert_eq!(chooser.choose(), Level::Raw);
 }

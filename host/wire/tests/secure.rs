@@ -137,7 +137,7 @@ fn a_byte_changed_on_the_way_ends_the_stream() {
         near_proxy.try_clone().unwrap(),
     );
     let back = std::thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
-    let (damage, damage_now) = std::sync::mpsc::channel::<()>();
+    let (damage, damage_now) = std::sync::mpsc::sync_channel::<()>(1);
     let forward = std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(got) = near_proxy.read(&mut buffer) {
