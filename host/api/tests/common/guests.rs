@@ -175,6 +175,7 @@ impl Fake {
                 signed_by,
                 kernel: Some(digest_of(b"kernel")),
                 initrd: None,
+                media_type: "application/toml".into(),
                 document: "memory = \"512MiB\"\n".into(),
                 installed_ms: NOW_MS,
             });

@@ -88,6 +88,9 @@ pub struct Template {
     /// Initial RAM disk that it brings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<String>,
+    /// Media type of the document.
+    #[serde(default)]
+    pub media_type: String,
     /// The document itself.
     pub document: String,
     /// When it was installed, ms.
