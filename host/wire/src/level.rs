@@ -1,6 +1,6 @@
 //! How hard to compress: chosen by a small cost model from what was just measured on this stream.
 //!
-//! For each level the model knows how its speed and its result compare to the others' ([`COSTS`]); two factors,
+//! For each level the model knows how its speed and its result compare to the others' (`COSTS`); two factors,
 //! corrected after every batch, fit that table to this processor (with whatever else runs on it) and this content. The
 //! link's rate is what the peer's kernel acknowledges while ours has bytes that it could not send yet; when it never
 //! has any, the link is taken to be faster than what we made of it. The level chosen is the one with the shortest time
