@@ -47,6 +47,23 @@ fn exit_reset_ends_at_once() {
     assert_eq!(ended.status.code(), Some(0));
 }
 
+#[test]
+fn a_vm_can_have_as_many_vcpus_as_are_allowed() {
+    if !has_kvm("a_vm_can_have_as_many_vcpus_as_are_allowed") {
+        return;
+    }
+    let mut bed = Bed::new(32);
+    bed.vcpus = dwcp_vmm::config::VCPUS_MAX;
+    let vmm = bed.fresh(SMALL);
+    let mut client = vmm.client().unwrap();
+    client.run(1).unwrap();
+    let tick = Serial::of(&vmm).wait_for_tick(0);
+    client.pause().unwrap();
+    assert_eq!(client.status().unwrap().exits.len(), usize::from(bed.vcpus));
+    client.resume(1).unwrap();
+    Serial::of(&vmm).wait_for_tick(tick.tick);
+}
+
 /// Runs the guest, types `command` on its console, and waits for its end.
 fn end_by(command: &[u8]) -> (String, Option<i32>) {
     let bed = Bed::new(32);

@@ -78,6 +78,24 @@ fn a_guest_goes_on_over_the_same_memory() {
 }
 
 #[test]
+fn a_guest_with_memory_above_the_gap_goes_on() {
+    if !has_kvm("a_guest_with_memory_above_the_gap_goes_on") {
+        return;
+    }
+    let bed = Bed::new(3 * 1024 + 256);
+    let (source, tick, state) = paused_state(&bed);
+    let mut client = source.client().unwrap();
+    client.dirty_start().unwrap();
+    let dirty = client.dirty_harvest().unwrap();
+    assert!(
+        dirty < 8 * 256 + 1024,
+        "{dirty} pages of a guest that uses few"
+    );
+    drop(source);
+    goes_on(&bed, &state, tick);
+}
+
+#[test]
 fn a_guest_goes_on_over_a_copy_of_its_memory() {
     if !has_kvm("a_guest_goes_on_over_a_copy_of_its_memory") {
         return;
