@@ -81,7 +81,9 @@ pub(crate) enum Reply {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
     #[error("The connection to the other host broke")]
-    Io(#[from] std::io::Error),
+    Io(#[source] std::io::Error),
+    #[error("The other host closed the connection")]
+    Closed,
     #[error("The other host sent a message of {0} bytes, over the limit of {MESSAGE_BYTES_MAX}")]
     TooLong(u32),
     #[error("The other host sent something that is not understood: it may run another version")]
@@ -92,6 +94,16 @@ pub(crate) enum SessionError {
     Unexpected,
     #[error("The other host did not answer in time")]
     Deadline,
+}
+
+impl From<std::io::Error> for SessionError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            // Also what TLS calls an end without a goodbye, which is how a daemon that was killed ends.
+            std::io::ErrorKind::UnexpectedEof => Self::Closed,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Sends one message.

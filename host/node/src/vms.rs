@@ -267,11 +267,8 @@ impl Node {
         let changed = self
             .records
             .change_vm(id, |vm| {
-                // One that was given away, or is being received, is not stopped by losing its process here.
-                if matches!(
-                    vm.phase,
-                    VmPhase::Running | VmPhase::Starting | VmPhase::Migrating | VmPhase::Stopped
-                ) {
+                // One that lives elsewhere, or may, is not stopped by losing its process here.
+                if !matches!(vm.phase, VmPhase::Moved | VmPhase::InDoubt) {
                     vm.phase = phase;
                     vm.reason = reason.to_owned();
                 }
@@ -327,10 +324,15 @@ impl Node {
             let gone = still
                 .iter()
                 .any(|c| c.id == child.id && c.pid == child.pid && !c.is_running());
-            let live = matches!(
-                vm.phase,
-                VmPhase::Running | VmPhase::Migrating | VmPhase::Starting
-            );
+            let live = match vm.phase {
+                VmPhase::Running | VmPhase::Migrating | VmPhase::Starting => true,
+                // Taken, and its process ended before it ran: there is no other copy any more.
+                VmPhase::Incoming => {
+                    let held = self.ownership(id).await?;
+                    held.is_some_and(|held| held.run_permit().is_some())
+                }
+                _ => false,
+            };
             if !gone || !live {
                 return Ok(());
             }
