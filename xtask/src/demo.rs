@@ -59,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             "Fetching Debian's cloud kernel for the guest",
             linux::ensure,
         )?;
-        command.env("DWCP_LINUX_DIR", folder);
+        command.arg("--linux").arg(folder);
     }
     Err(command.exec()).with_context(|| format!("Cannot start {}.", program.display()))
 }

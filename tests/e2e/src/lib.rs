@@ -7,6 +7,7 @@
 pub mod bed;
 pub mod demo;
 pub mod host;
+pub mod initramfs;
 pub mod programs;
 pub mod steps;
 

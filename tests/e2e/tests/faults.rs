@@ -82,12 +82,26 @@ impl Random {
     }
 }
 
+/// Whether there is something to harm at a step: before a process is made, it cannot be killed.
+fn applies(step: &str, harm: Harm) -> bool {
+    let accepted = matches!(step, "source.accepted" | "destination.accepted");
+    let prepared = matches!(step, "source.prepared" | "destination.prepared");
+    match harm {
+        Harm::Mover(0) => !accepted && !prepared,
+        // By the time that the source has its answer, the destination's mover may have been ended in peace.
+        Harm::Mover(_) => !accepted && step != "source.answered",
+        Harm::IdleVmm => !accepted,
+        _ => true,
+    }
+}
+
 /// Every harm at every step, shuffled; the long cuts where they matter most come once each.
 fn plan(seed: u64, count: usize) -> Vec<(usize, &'static str, Harm)> {
     let mut random = Random(seed | 1);
     let mut all: Vec<_> = STEPS
         .iter()
         .flat_map(|(side, step)| HARMS.map(|harm| (*side, *step, harm)))
+        .filter(|(_, step, harm)| applies(step, *harm))
         .collect();
     for n in (1..all.len()).rev() {
         all.swap(n, (random.next() % (n as u64 + 1)) as usize);
@@ -264,13 +278,19 @@ impl Prey {
 
     fn kill_child(&self, side: usize, kind: ChildKind) -> anyhow::Result<()> {
         let host = [self.bed.left(), self.bed.right()][side];
+        let mut killed = 0;
         for child in host.children()? {
             let here = kind == ChildKind::Mover || child.id.as_str() == self.vm;
             if child.kind == kind && here && child.is_running() {
                 let pid = nix::unistd::Pid::from_raw(child.pid as i32);
                 nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+                killed += 1;
             }
         }
+        ensure!(
+            killed == 1,
+            "There were {killed} processes to kill, not one"
+        );
         Ok(())
     }
 

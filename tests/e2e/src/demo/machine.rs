@@ -2,11 +2,14 @@
 
 use anyhow::{Context, ensure};
 use dwcp_guest::Tick;
+use dwcp_sdk::Client;
 use dwcp_sdk::types::VmCreate;
 
 use super::{Arguments, say};
 use crate::bed::Bed;
 use crate::host::TestHost;
+use crate::initramfs::Initramfs;
+use crate::programs::Programs;
 
 pub(crate) const PROJECT: &str = "default";
 pub(crate) const NAME: &str = "worker";
@@ -25,11 +28,15 @@ pub(crate) async fn create(bed: &Bed, arguments: &Arguments) -> anyhow::Result<(
         ("ws", arguments.working_set_mib),
         ("rate", arguments.dirty_pages),
     ];
+    let linux = linux(client, arguments).await?;
     let own = |(key, value): (&str, String)| (key.to_owned(), value);
     let request = VmCreate {
         template: Some("dwcp/worker".into()),
         parameters: parameters.map(|(k, v)| own((k, v.to_string()))).into(),
         tags: tags.map(|(k, v)| own((k, v.to_owned()))).into(),
+        kernel: linux.as_ref().map(|l| l.kernel.clone()),
+        initrd: linux.as_ref().map(|l| l.initrd.clone()),
+        cmdline: linux.map(|l| l.cmdline),
         ..VmCreate::new(NAME)
     };
     let created = client.vm_create(PROJECT, &request).await?;
@@ -47,6 +54,35 @@ pub(crate) async fn create(bed: &Bed, arguments: &Arguments) -> anyhow::Result<(
         say::line(format!("- {alternative}"));
     }
     Ok(())
+}
+
+/// A Linux guest in place of the template's own, as `--linux` asks for.
+struct Linux {
+    kernel: String,
+    initrd: String,
+    cmdline: String,
+}
+
+async fn linux(client: &Client, arguments: &Arguments) -> anyhow::Result<Option<Linux>> {
+    let Some(dir) = &arguments.linux else {
+        return Ok(None);
+    };
+    let kernel = std::fs::read(dir.join("vmlinuz"))
+        .with_context(|| format!("{} holds no vmlinuz", dir.display()))?;
+    let worker = Programs::find()?.path("dwcp-linux-worker");
+    let mut initramfs = Initramfs::new();
+    initramfs.program("init", &std::fs::read(worker)?);
+    let kernel = client.image_put("Debian cloud kernel", kernel).await?;
+    let initrd = client.image_put("worker", initramfs.finish()).await?;
+    say::done("Debian's cloud kernel and its worker are uploaded");
+    Ok(Some(Linux {
+        kernel: kernel.digest,
+        initrd: initrd.digest,
+        cmdline: format!(
+            "console=ttyS0 reboot=t panic=-1 quiet fill_mib={} ws_mib={} rate={}",
+            arguments.fill_mib, arguments.working_set_mib, arguments.dirty_pages
+        ),
+    }))
 }
 
 /// Lines of a machine's console, until `enough` says so.

@@ -40,6 +40,9 @@ pub struct Arguments {
     /// Pages that its guest writes each second
     #[arg(long, default_value_t = 2000)]
     pub dirty_pages: u32,
+    /// Boot the `vmlinuz` in this directory instead of the template's own guest (needs KVM with hardware behind it)
+    #[arg(long, value_name = "DIR")]
+    pub linux: Option<std::path::PathBuf>,
     /// Keep both hosts running at the end, until Ctrl-C
     #[arg(long)]
     pub keep: bool,
