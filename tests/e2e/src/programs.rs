@@ -15,10 +15,7 @@ impl Programs {
     /// Those that `DWCP_BIN_DIR` names, or that lie where this program was built; the marketplace that
     /// `DWCP_MARKETPLACE` names, or that of this tree.
     pub fn find() -> anyhow::Result<Self> {
-        let dir = match std::env::var_os("DWCP_BIN_DIR") {
-            Some(dir) => PathBuf::from(dir),
-            None => beside_this_program()?,
-        };
+        let dir = directory()?;
         let marketplace = match std::env::var_os("DWCP_MARKETPLACE") {
             Some(dir) => PathBuf::from(dir),
             None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/marketplace"),
@@ -53,6 +50,14 @@ impl Programs {
     /// The bundled marketplace.
     pub fn marketplace(&self) -> &Path {
         &self.marketplace
+    }
+}
+
+/// Where programs are: `DWCP_BIN_DIR`, or where this program was built. Examples are in its folder `examples`.
+pub fn directory() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("DWCP_BIN_DIR") {
+        Some(dir) => Ok(PathBuf::from(dir)),
+        None => beside_this_program(),
     }
 }
 

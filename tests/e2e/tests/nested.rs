@@ -1,0 +1,148 @@
+//! Linux is real here: Debian's own kernel boots under our VMM, is moved to a second process while it runs, hears its
+//! power button, and powers off.
+//!
+//! The KVM of many a test machine cannot run an ordinary kernel at a useful speed. So this happens on the KVM of an
+//! emulated AMD machine: the emulator boots the kernel, and our VMM in it boots the same kernel once more.
+//!
+//! What always holds: the guest's complaints fail the test as much as its silence; emulator and files are gone afterwards.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "nested/machine.rs"]
+mod machine;
+#[path = "nested/needs.rs"]
+mod needs;
+
+use std::time::Duration;
+
+use dwcp_e2e::initramfs::Initramfs;
+use machine::{Line, Machine, Settings};
+use needs::Needs;
+
+/// The one deadline. A run takes about a minute on a busy machine; nothing is measured with this.
+const DEADLINE: Duration = Duration::from_secs(600);
+/// Of the emulated machine, in MiB: the guest has 256 of them.
+const MEMORY_MIB: u32 = 2048;
+/// What a kernel prints when something is wrong with it.
+const COMPLAINTS: [&str; 6] = [
+    "BUG:",
+    "Oops",
+    "Call Trace",
+    "cut here",
+    "Kernel panic",
+    "INNER log has",
+];
+
+#[test]
+fn linux_boots_is_moved_hears_its_button_and_powers_off() {
+    let needs = match Needs::find() {
+        Ok(needs) => needs,
+        Err(why) => {
+            println!("SKIPPED linux_boots_is_moved_hears_its_button_and_powers_off: {why}");
+            return;
+        }
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let initrd = scratch.path().join("outer");
+    std::fs::write(&initrd, outer(&needs, scratch.path()).unwrap()).unwrap();
+    let machine = Machine::start(&Settings {
+        qemu: &needs.qemu,
+        kernel: &needs.kernel(),
+        initrd: &initrd,
+        memory_mib: MEMORY_MIB,
+    });
+    let said = Said(machine.unwrap().run_to_end(DEADLINE).unwrap());
+    let release = needs.release().unwrap();
+
+    // The emulated machine is a KVM host, and the guest in it comes up with both its CPUs.
+    let outer = said.after(0, &format!("OUTER up: Linux {release}"));
+    let host = said.after(outer, "OUTER has KVM");
+    let inner = said.after(host, &format!("INNER up: 2 CPUs, Linux {release}"));
+
+    // It is moved, and goes on in the other process.
+    let ready = said.after(inner, "INNER ready to be moved");
+    let moved = said.after(ready, "boot-once: moved, ");
+    let on = said.after(moved, "INNER waits for the button");
+
+    // It hears the button; its clock went forwards; its memory came along; both CPUs work.
+    let heard = said.after(on, "INNER button presses: 1");
+    let clock = said.after(heard, "INNER uptime before and after: ");
+    let (before, after) = uptimes(&said.0[clock].text);
+    assert!(before < after, "the clock went from {before} to {after}");
+    let same = said.after(clock, "INNER memory is the same");
+    let first = said.after(same, "INNER works on CPU 0");
+    let second = said.after(first, "INNER works on CPU 1");
+    let clean = said.after(second, "INNER log is clean");
+
+    // It powers off, which is how the VMM says that it ended.
+    let off = said.after(clean, "boot-once: guest: power-off");
+    said.after(off, "OUTER boot-once ended with 0");
+    for complaint in COMPLAINTS {
+        let found = said.0.iter().find(|line| line.text.contains(complaint));
+        assert!(found.is_none(), "a kernel complains: {found:?}");
+    }
+
+    let at = |line: usize| said.0[line].at.as_secs_f64();
+    println!(
+        "nested: the emulated machine was up after {:.1} s, the guest {:.1} s after its VMM was started, moved {:.1} s \
+         later, off {:.1} s after that; {:.1} s in all",
+        at(outer),
+        at(inner) - at(host),
+        at(moved) - at(inner),
+        at(off) - at(moved),
+        at(said.0.len() - 1)
+    );
+}
+
+/// What was printed.
+struct Said(Vec<Line>);
+
+impl Said {
+    /// Where the first line is, from line `from` on, that contains `text`.
+    fn after(&self, from: usize, text: &str) -> usize {
+        (from..self.0.len())
+            .find(|&n| self.0[n].text.contains(text))
+            .unwrap_or_else(|| {
+                let from = self.0.get(from).map_or("the start", |line| &line.text);
+                panic!("nothing printed after {from:?} contains {text:?}")
+            })
+    }
+}
+
+/// The last two numbers of a line, in seconds.
+fn uptimes(line: &str) -> (f64, f64) {
+    let mut words = line.rsplit(' ');
+    let mut number = || words.next().unwrap().parse().unwrap();
+    let after = number();
+    (number(), after)
+}
+
+/// The initramfs of the emulated machine: our programs, and all that the guest in it boots from.
+fn outer(needs: &Needs, scratch: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    let mut archive = Initramfs::new();
+    archive.program("init", include_bytes!("nested/outer-init.sh"));
+    archive.program("bin/busybox", &needs.busybox);
+    archive.program("bin/dwcp-vmm", &needs::program("dwcp-vmm", scratch)?);
+    let boot_once = needs::program("examples/boot-once", scratch)?;
+    archive.program("bin/boot-once", &boot_once);
+    archive.directory("modules");
+    for (name, path) in [
+        ("irqbypass", "virt/lib/irqbypass.ko"),
+        ("kvm", "arch/x86/kvm/kvm.ko"),
+        ("kvm-amd", "arch/x86/kvm/kvm-amd.ko"),
+    ] {
+        archive.program(&format!("modules/{name}.ko"), &needs.module(path)?);
+    }
+    archive.program("vmlinuz", &std::fs::read(needs.kernel())?);
+    archive.program("inner", &inner(needs)?);
+    Ok(archive.finish())
+}
+
+/// The guest's own initramfs.
+fn inner(needs: &Needs) -> anyhow::Result<Vec<u8>> {
+    let mut archive = Initramfs::new();
+    archive.program("init", include_bytes!("nested/inner-init.sh"));
+    archive.program("bin/busybox", &needs.busybox);
+    archive.program("button.ko", &needs.module("drivers/acpi/button.ko")?);
+    Ok(archive.finish())
+}
