@@ -50,6 +50,20 @@ struct Figure {
     reference_value: Option<f64>,
     ratio: Option<f64>,
     runs: u32,
+    /// The lowest and the highest of the runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    low: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    high: Option<f64>,
+    /// Under which conditions, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    /// Share of processor time that was stolen from this machine meanwhile, percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    steal_percent: Option<f64>,
+    /// Load average over one minute before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    load_before: Option<f64>,
     #[serde(default)]
     command: String,
     #[serde(default)]
@@ -80,7 +94,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for row in &rows {
         let mut rest: Vec<OsString> = vec![row.into()];
         rest.extend(references(arguments));
-        match step(&format!("Measuring {row}"), || measure(start(&rest), row)) {
+        let again = again(&rest);
+        match step(&format!("Measuring row {row}"), || {
+            measure(start(&rest), &again)
+        }) {
             Ok(found) => figures.extend(found),
             Err(error) => {
                 eprintln!("{error:#}");
@@ -156,28 +173,36 @@ fn references(arguments: &Arguments) -> Vec<OsString> {
     all
 }
 
-/// Runs one row and reads its figures.
-fn measure(mut command: Command, row: &str) -> Result<Vec<Figure>> {
+/// The command that measures the same again.
+fn again(rest: &[OsString]) -> String {
+    let words = rest.iter().map(|word| word.to_string_lossy());
+    words.fold("cargo xtask bench".into(), |line, word| {
+        format!("{line} {word}")
+    })
+}
+
+/// Runs one row and reads its figures; `again` is how a person would.
+fn measure(mut command: Command, again: &str) -> Result<Vec<Figure>> {
     let out = command
         .stderr(Stdio::inherit())
         .output()
         .context("Cannot start dwcp-bench.")?;
     let text = String::from_utf8_lossy(&out.stdout);
-    let figures = figures(&text, row, &machine::one_line())?;
     if !out.status.success() {
-        bail!("Row {row} ended with {}.", out.status);
+        bail!("`{again}` could not be measured: {}.", out.status);
     }
+    let figures = figures(&text, again, &machine::one_line())?;
     Ok(figures)
 }
 
 /// Reads figures, one a line, and notes where they come from.
-fn figures(text: &str, row: &str, machine: &str) -> Result<Vec<Figure>> {
+fn figures(text: &str, again: &str, machine: &str) -> Result<Vec<Figure>> {
     text.lines()
         .filter(|line| line.starts_with('{'))
         .map(|line| {
             let mut figure: Figure = serde_json::from_str(line)
-                .with_context(|| format!("Row {row} printed a figure that is none: {line}"))?;
-            figure.command = format!("cargo xtask bench {row}");
+                .with_context(|| format!("`{again}` printed a figure that is none: {line}"))?;
+            figure.command = again.to_owned();
             figure.machine = machine.to_owned();
             Ok(figure)
         })
@@ -188,22 +213,47 @@ fn table(figures: &[Figure]) -> String {
     let number = |value: f64| format!("{value:.2}");
     let maybe = |value: Option<f64>| value.map_or_else(|| "-".into(), number);
     let mut out = format!(
-        "\n{:>3}  {:<24}{:>12}  {:<8}{:<24}{:>12}{:>8}{:>6}  {}\n",
-        "row", "what", "value", "unit", "goal", "reference", "ratio", "runs", "against"
+        "\n{:>3}  {:<16}{:>10}{:>10}{:>10}  {:<4}  {:<20}{:>10}{:>7}{:>6}{:>8}{:>7}  {}\n",
+        "row",
+        "what",
+        "median",
+        "low",
+        "high",
+        "unit",
+        "goal",
+        "reference",
+        "ratio",
+        "runs",
+        "steal %",
+        "load",
+        "against"
     );
     for one in figures {
         out += &format!(
-            "{:>3}  {:<24}{:>12}  {:<8}{:<24}{:>12}{:>8}{:>6}  {}\n",
+            "{:>3}  {:<16}{:>10}{:>10}{:>10}  {:<4}  {:<20}{:>10}{:>7}{:>6}{:>8}{:>7}  {}\n",
             one.target,
             one.what,
             number(one.value),
+            maybe(one.low),
+            maybe(one.high),
             one.unit,
             one.goal,
             maybe(one.reference_value),
             maybe(one.ratio),
             one.runs,
+            maybe(one.steal_percent),
+            maybe(one.load_before),
             one.reference.as_deref().unwrap_or("reference not run")
         );
+    }
+    out += "\n";
+    for one in figures {
+        if let Some(note) = &one.note {
+            out += &format!("{}: {note}\n", one.what);
+        }
+    }
+    if let Some(one) = figures.first() {
+        out += &format!("Measured on {}.\n", one.machine);
     }
     out
 }
@@ -228,7 +278,7 @@ mod tests {
     #[test]
     fn a_figure_is_read_and_marked_with_its_origin() {
         let text = format!("steal 3 %\n{}\n", LINE.replace('\n', ""));
-        let found = figures(&text, "9", "here").unwrap();
+        let found = figures(&text, "cargo xtask bench 9", "here").unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].machine, "here");
         assert_eq!(found[0].command, "cargo xtask bench 9");
@@ -237,7 +287,25 @@ mod tests {
 
     #[test]
     fn a_damaged_figure_is_an_error() {
-        assert!(figures("{\"target\":9}\n", "9", "here").is_err());
+        assert!(figures("{\"target\":9}\n", "cargo xtask bench 9", "here").is_err());
+    }
+
+    #[test]
+    fn what_was_seen_beside_a_figure_is_kept() {
+        let line = LINE.replace('\n', "").replace(
+            "\"runs\":5",
+            "\"runs\":5,\"steal_percent\":3.5,\"note\":\"alone\"",
+        );
+        let found = figures(&line, "cargo xtask bench 9", "here").unwrap();
+        assert!(table(&found).contains("call_us: alone") && table(&found).contains("3.50"));
+        let text = serde_json::to_string(&found).unwrap();
+        assert!(text.contains("\"steal_percent\":3.5") && !text.contains("\"low\""));
+    }
+
+    #[test]
+    fn the_command_is_the_one_that_measures_the_same() {
+        let rest = ["1", "--firecracker", "/opt/fc"].map(OsString::from);
+        assert_eq!(again(&rest), "cargo xtask bench 1 --firecracker /opt/fc");
     }
 
     #[test]

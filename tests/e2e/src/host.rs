@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use crate::programs::Programs;
 
 /// How long a program may take to come up. Generous, for a busy machine: nothing is measured with it.
-const COMES_UP: Duration = Duration::from_secs(120);
+pub(crate) const COMES_UP: Duration = Duration::from_secs(120);
 /// The user that the daemons become.
 const DAEMON_UID: u32 = 64_100;
 
@@ -177,7 +177,7 @@ impl Drop for TestHost {
 }
 
 /// SIGTERM, then SIGKILL to a program that does not end.
-fn end(child: &mut Child) {
+pub(crate) fn end(child: &mut Child) {
     let pid = Pid::from_raw(child.id() as i32);
     let _ = kill(pid, Signal::SIGTERM);
     let deadline = Instant::now() + Duration::from_secs(15);

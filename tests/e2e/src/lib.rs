@@ -5,6 +5,7 @@
 //! carries the run's id; all of it is gone when the [`Bed`] is dropped.
 
 pub mod bed;
+pub mod bench;
 pub mod demo;
 pub mod host;
 pub mod initramfs;
