@@ -173,10 +173,10 @@ impl Decider {
                         limits: dwcp_plugins::Limits::placement(),
                         ..Setup::default()
                     };
-                    Opened::Placement(sandbox.placement(&opened, setup)?)
+                    Opened::Placement(Arc::new(sandbox.placement(&opened, setup)?))
                 }
                 Some(World::Template) => {
-                    Opened::Template(sandbox.template(&opened, Setup::default())?)
+                    Opened::Template(Arc::new(sandbox.template(&opened, Setup::default())?))
                 }
                 Some(World::Policy) => Opened::Policy,
                 None => Opened::Unknown,
@@ -190,9 +190,9 @@ impl Decider {
         let name = format!("{}/{}", manifest.publisher, manifest.name);
         let mut in_use = self.write();
         match opened {
-            Opened::Placement(placement) => in_use.placement = Some(Arc::new(placement)),
+            Opened::Placement(placement) => in_use.placement = Some(placement),
             Opened::Template(template) => {
-                in_use.templates.insert(name, Arc::new(template));
+                in_use.templates.insert(name, template);
             }
             Opened::Policy => in_use.rego = Some(compiled),
             Opened::Unknown => {
@@ -321,8 +321,8 @@ impl Decider {
 }
 
 enum Opened {
-    Placement(Placement),
-    Template(Template),
+    Placement(Arc<Placement>),
+    Template(Arc<Template>),
     Policy,
     Unknown,
 }

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dwcp_api::Fault;
 use dwcp_api::service::Answer;
 use dwcp_control::ownership::Ownership;
 use dwcp_control::records::{Desired, RestartPolicy, Vm, VmPhase, VmSpec};
@@ -17,7 +18,7 @@ use dwcp_vmm::config::{Boot, VmConfig};
 use tokio::sync::broadcast;
 
 use crate::capacity;
-use crate::errors::{conflict, internal, invalid, record};
+use crate::errors::{conflict, impossible, internal, invalid, record};
 use crate::node::Node;
 use crate::state::{VmKey, object};
 
@@ -121,6 +122,7 @@ impl Node {
                 Ok(())
             }
             Err(fault) => {
+                let fault = self.last_words(id).await.unwrap_or(fault);
                 let _ = self.launcher.end(id).await;
                 self.phase(id, VmPhase::Crashed, &fault.message).await?;
                 let at = object(&vm.project, &vm.name);
@@ -129,6 +131,22 @@ impl Node {
                     .await;
                 Err(fault)
             }
+        }
+    }
+
+    /// Why a machine's process ended at once, in its own words, if it did.
+    async fn last_words(&self, id: &str) -> Option<Fault> {
+        let children = self.launcher.list().await.ok()?;
+        let child = children.into_iter().find(|c| c.id.as_str() == id)?;
+        match child.state {
+            ChildState::Exited {
+                last_words: Some(words),
+                ..
+            } => {
+                let words = words.strip_prefix("error: ").unwrap_or(&words);
+                Some(impossible(format!("It cannot run: {words}")))
+            }
+            _ => None,
         }
     }
 
