@@ -60,8 +60,12 @@ pub fn decide(rounds: &[Round], limits: Limits) -> Next {
             why: "nothing is copied yet".into(),
         };
     };
-    let transfer_ms =
-        pages_per_s(rounds).map_or(0.0, |speed| last.dirty_pages as f64 * 1000.0 / speed);
+    // With nothing measured, nothing dirty is nothing to send, and anything else may take for ever.
+    let transfer_ms = match pages_per_s(rounds) {
+        Some(speed) => last.dirty_pages as f64 * 1000.0 / speed,
+        None if last.dirty_pages == 0 => 0.0,
+        None => f64::INFINITY,
+    };
     let pause_ms = transfer_ms + limits.rtt_ms / 2.0;
     if pause_ms <= limits.pause_ms as f64 {
         return Next::HandOver {
@@ -174,6 +178,12 @@ mod tests {
     fn an_idle_guest_is_handed_over_after_one_round() {
         let next = decide(&[round(1, 100, 10, 0)], LIMITS);
         assert!(matches!(next, Next::HandOver { .. }));
+    }
+
+    #[test]
+    fn an_unknown_speed_is_no_reason_to_hand_over() {
+        let next = decide(&[round(1, 0, 0, 500)], LIMITS);
+        assert!(matches!(next, Next::Copy { .. }));
     }
 
     #[test]

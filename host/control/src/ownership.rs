@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::Name;
 
+/// Highest epoch that is believed from another host: far beyond any honest count, far below overflow.
+pub const EPOCH_MAX: u64 = 1 << 62;
+
 /// What one host durably knows of who owns a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
@@ -124,7 +127,7 @@ impl Ownership {
     /// The guest must be paused, and this must be durable before the commit is sent.
     pub fn give(&self, next: u64, to: Name, migration: String) -> Result<Self, Forbidden> {
         match self {
-            Self::Owned { epoch } if *epoch < next => Ok(Self::Given {
+            Self::Owned { epoch } if *epoch < next && next <= EPOCH_MAX => Ok(Self::Given {
                 next,
                 to,
                 migration,
@@ -143,8 +146,16 @@ impl Ownership {
     }
 
     /// Destination: the epoch to expect a machine under, which the source owns under `epoch`.
-    pub fn next_epoch(held: Option<&Self>, epoch: u64) -> u64 {
-        held.map_or(0, Self::epoch).max(epoch) + 1
+    ///
+    /// # Errors
+    /// When the source names an epoch that nobody can honestly have reached.
+    pub fn next_epoch(held: Option<&Self>, epoch: u64) -> Result<u64, Forbidden> {
+        let next = held.map_or(0, Self::epoch).max(epoch).saturating_add(1);
+        if (2..=EPOCH_MAX).contains(&next) {
+            Ok(next)
+        } else {
+            Err(forbid(format!("expected after epoch {epoch}"), held))
+        }
     }
 
     /// Source: the destination said what became of the epoch `next` that it was given under.
@@ -173,7 +184,12 @@ impl Ownership {
             None => true,
             Some(Self::Moved { epoch, .. }) => *epoch < next,
             Some(Self::Refused { next: burnt, .. }) => *burnt < next,
-            Some(Self::Expecting { next: before, .. }) => *before < next,
+            // Only who offers it can offer it anew: another host must wait until that is settled.
+            Some(Self::Expecting {
+                next: before,
+                from: offering,
+                ..
+            }) => *before < next && *offering == from,
             Some(Self::Owned { .. } | Self::Given { .. }) => false,
         };
         if allowed {
@@ -195,6 +211,18 @@ impl Ownership {
                 next, migration, ..
             } if *next == committed && migration == by => Ok(Self::Owned { epoch: *next }),
             held => Err(forbid(format!("taken under {committed}"), Some(held))),
+        }
+    }
+
+    /// Destination: it took the machine and its process ended before the guest could run, and nobody was told that it
+    /// took it. Whoever calls this must know both of its own knowledge. The source's copy is the only one again.
+    pub fn never_ran(&self, epoch: u64) -> Result<Self, Forbidden> {
+        match self {
+            Self::Owned { epoch: has } if *has == epoch => Ok(Self::Refused {
+                next: epoch,
+                took: 0,
+            }),
+            held => Err(forbid("given back", Some(held))),
         }
     }
 
@@ -225,18 +253,25 @@ impl Ownership {
         }
     }
 
-    /// By an operator's word that `to` is fenced and will never run it: the source owns it again, under a newer epoch.
-    pub fn destination_is_fenced(&self) -> Result<Self, Forbidden> {
+    /// By an operator's word that the destination of `migration` is fenced and will never run it: the source owns it
+    /// again, under a newer epoch. Another hand-over that is under way is not touched.
+    pub fn destination_is_fenced(&self, of: &str) -> Result<Self, Forbidden> {
         match self {
-            Self::Given { next, .. } => Ok(Self::Owned { epoch: next + 1 }),
+            Self::Given {
+                next, migration, ..
+            } if migration == of => Ok(Self::Owned { epoch: next + 1 }),
             held => Err(forbid("taken back", Some(held))),
         }
     }
 
-    /// By an operator's word that this source is fenced: the machine counts as moved.
-    pub fn source_is_fenced(&self) -> Result<Self, Forbidden> {
+    /// By an operator's word that this source is fenced: the machine counts as moved by `migration`.
+    pub fn source_is_fenced(&self, of: &str) -> Result<Self, Forbidden> {
         match self {
-            Self::Given { next, to, .. } => Ok(Self::Moved {
+            Self::Given {
+                next,
+                to,
+                migration,
+            } if migration == of => Ok(Self::Moved {
                 epoch: *next,
                 to: to.clone(),
             }),

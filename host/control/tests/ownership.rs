@@ -109,7 +109,7 @@ impl World {
         let held = self.held[to].as_ref();
         match message {
             Message::Offer { epoch, migration } => {
-                let next = Ownership::next_epoch(held, epoch);
+                let next = Ownership::next_epoch(held, epoch).unwrap();
                 if let Ok(next) = Ownership::expect(held, next, Self::name(1 - to), migration) {
                     self.held[to] = Some(next);
                 }

@@ -1,6 +1,8 @@
-//! After a start: what the store says and what the launcher has are brought together.
+//! The keeper: what the store says and what the launcher has are brought together, at the start and whenever something
+//! ended out of turn.
 //!
-//! Nothing lived only in the memory of the daemon that ended, so this is also what a crash at any moment comes to.
+//! Nothing lives only in the memory of the daemon, so this is also what a crash at any moment comes to. A machine that a
+//! migration of this process is moving is left to that migration, and looked after when it has ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +18,21 @@ use crate::node::Node;
 use crate::peers;
 use crate::protocol::{Ask, Reply};
 use crate::state::{now_ms, object};
+use crate::vms::verdict;
+
+/// How often machines between two hosts are looked after.
+const KEEP: Duration = Duration::from_millis(500);
+/// Rounds of the keeper between two looks at what can be dropped.
+const ROUNDS_TO_TIDY: u32 = 600;
+/// Migrations and operations whose records are kept.
+const RECORDS_MAX: usize = 1_000;
 
 impl Node {
-    /// Brings every machine and migration to what the store allows.
+    /// At the start: everything is looked after, until the launcher has answered.
     pub(crate) async fn adopt(&self) {
-        if let Err(fault) = self.try_adopt().await {
-            tracing::error!("not everything is found again: {fault}");
+        while let Err(fault) = self.try_adopt().await {
+            tracing::error!("what was running is not found again yet: {fault}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -32,10 +43,7 @@ impl Node {
         }
         let vms = self.vms().await?;
         for vm in &vms {
-            let child = children.iter().find(|c| c.id.as_str() == vm.id);
-            if let Err(fault) = self.adopt_vm(vm, child).await {
-                tracing::error!("{} is not found again: {fault}", vm.name);
-            }
+            self.look_after(&vm.id).await;
         }
         for child in children.iter().filter(|c| c.kind == ChildKind::Vmm) {
             if !vms.iter().any(|vm| vm.id == child.id.as_str()) {
@@ -51,63 +59,141 @@ impl Node {
         self.adopt_migrations().await
     }
 
-    async fn adopt_vm(&self, vm: &Vm, child: Option<&Child>) -> Answer<()> {
-        let running = child.is_some_and(Child::is_running);
-        match self.ownership(&vm.id).await? {
-            Some(Ownership::Owned { epoch }) => self.adopt_owned(vm, epoch, child).await,
-            Some(Ownership::Given { .. }) => {
-                let why = "it was given away, and whether it arrived is not known yet";
-                self.phase(&vm.id, VmPhase::InDoubt, why).await
-            }
-            Some(Ownership::Moved { to, .. }) => {
-                if running {
-                    self.launcher.end(&vm.id).await?;
+    /// Looks after every machine.
+    pub(crate) async fn look_after_all(&self) {
+        match self.vms().await {
+            Ok(vms) => {
+                for vm in &vms {
+                    self.look_after(&vm.id).await;
                 }
-                if vm.phase != VmPhase::Moved {
-                    self.moved(vm, &to).await?;
-                }
-                Ok(())
             }
-            Some(held @ (Ownership::Expecting { .. } | Ownership::Refused { .. })) => {
-                let epoch = held.epoch();
-                self.own(&vm.id, |held| Ownership::refuse(held, epoch))
-                    .await?;
-                crate::incoming::forget(self, &vm.id).await;
-                Ok(())
-            }
-            None => Ok(()),
+            Err(fault) => tracing::error!("machines cannot be looked after: {fault}"),
         }
     }
 
-    /// A machine that this host owns: whatever its process was about to do, it runs if it should.
-    async fn adopt_owned(&self, vm: &Vm, epoch: u64, child: Option<&Child>) -> Answer<()> {
+    /// Brings one machine to what the store allows. What fails is tried again by the keeper.
+    pub(crate) async fn look_after(&self, id: &str) {
+        if let Err(fault) = self.try_look_after(id).await {
+            tracing::warn!("machine {id} cannot be looked after now: {fault}");
+        }
+    }
+
+    async fn try_look_after(&self, id: &str) -> Answer<()> {
+        let life = self.life(id);
+        let _life = life.lock().await;
+        if self.is_migrating(id) {
+            return Ok(());
+        }
+        let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
+            return self.launcher.forget(id).await;
+        };
+        match self.ownership(id).await? {
+            Some(Ownership::Owned { epoch }) => {
+                let children = self.launcher.list().await?;
+                let child = children.into_iter().find(|c| c.id.as_str() == id);
+                self.look_after_owned(&vm, epoch, child).await
+            }
+            Some(Ownership::Given { .. }) if vm.phase != VmPhase::InDoubt => {
+                let why = "it was given away, and whether it arrived is not known yet";
+                self.phase(id, VmPhase::InDoubt, why).await
+            }
+            Some(Ownership::Moved { to, .. }) if vm.phase != VmPhase::Moved => {
+                self.moved(&vm, &to).await
+            }
+            Some(held @ (Ownership::Expecting { .. } | Ownership::Refused { .. })) => {
+                let epoch = held.epoch();
+                self.own(id, |held| Ownership::refuse(held, epoch)).await?;
+                crate::incoming::forget(self, id).await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A machine that this host owns: whatever was about to happen to it, it runs if it should.
+    async fn look_after_owned(&self, vm: &Vm, epoch: u64, child: Option<Child>) -> Answer<()> {
         let wanted = vm.desired == Desired::Running;
         match child {
             Some(child) if child.is_running() => {
                 let status = self.vmm(&vm.id, |vmm| vmm.status()).await?;
                 match status.phase {
                     Phase::Running => {}
-                    Phase::Paused => self.vmm(&vm.id, move |vmm| vmm.resume(epoch)).await?,
+                    Phase::Paused => {
+                        self.vmm(&vm.id, move |vmm| vmm.resume(epoch)).await?;
+                        let at = object(&vm.project, &vm.name);
+                        let message = format!("{} goes on here under epoch {epoch}", vm.name);
+                        self.events.emit("vm.resumed", &at, message).await;
+                    }
                     Phase::Idle | Phase::Loaded => {
                         self.vmm(&vm.id, move |vmm| vmm.run(epoch)).await?;
                     }
                 }
-                let _ = self.vmm(&vm.id, |vmm| vmm.dirty_stop()).await;
-                self.now_running(vm, epoch).await
-            }
-            Some(ended) => self.vmm_exited(ended).await,
-            None if wanted && vm.phase == VmPhase::Starting => self.start(&vm.id).await,
-            None if wanted && !matches!(vm.phase, VmPhase::Stopped | VmPhase::Crashed) => {
-                self.phase(&vm.id, VmPhase::Running, "").await?;
-                let why = "its process was gone when the daemon started";
-                self.ended(&vm.id, VmPhase::Crashed, why).await?;
-                if vm.spec.restart == RestartPolicy::OnCrash {
-                    self.start(&vm.id).await?;
+                if vm.phase != VmPhase::Running {
+                    let _ = self.vmm(&vm.id, |vmm| vmm.dirty_stop()).await;
+                    self.now_running(vm, epoch).await?;
                 }
                 Ok(())
             }
-            None => Ok(()),
+            Some(ended) => {
+                let (phase, reason) = verdict(&ended.state);
+                self.ended(&vm.id, phase, &reason).await?;
+                self.launcher.forget(&vm.id).await?;
+                self.start_again(&vm.id).await
+            }
+            None => match vm.phase {
+                VmPhase::Running | VmPhase::Migrating | VmPhase::InDoubt | VmPhase::Incoming => {
+                    let why = "its process is gone, and the launcher does not know why";
+                    self.ended(&vm.id, VmPhase::Crashed, why).await?;
+                    self.start_again(&vm.id).await
+                }
+                VmPhase::Starting | VmPhase::Stopped if wanted => self.start_held(&vm.id).await,
+                VmPhase::Crashed if wanted => self.start_again(&vm.id).await,
+                _ => Ok(()),
+            },
         }
+    }
+
+    /// Starts a machine again that crashed, if its owner wants that: at once the first time, later and later after that.
+    async fn start_again(&self, id: &str) -> Answer<()> {
+        const FORGIVEN_MS: u64 = 10 * 60 * 1000;
+        let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
+            return Ok(());
+        };
+        let wanted = vm.desired == Desired::Running
+            && vm.phase == VmPhase::Crashed
+            && vm.spec.restart == RestartPolicy::OnCrash;
+        if !wanted {
+            return Ok(());
+        }
+        let delay = {
+            let mut crashes = self
+                .crashes
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (count, last) = crashes.get(id).copied().unwrap_or_default();
+            let now = now_ms();
+            let count = if now.saturating_sub(last) > FORGIVEN_MS {
+                0
+            } else {
+                count
+            };
+            crashes.insert(id.to_owned(), (count.saturating_add(1), now));
+            match count {
+                0 => Duration::ZERO,
+                n => Duration::from_secs(1 << n.min(6)),
+            }
+        };
+        let (node, id) = (self.arc(), id.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let still = node.records.vm_by_id(&id).await.ok().flatten();
+            let still = still
+                .is_some_and(|vm| vm.phase == VmPhase::Crashed && vm.desired == Desired::Running);
+            if still && let Err(fault) = node.start(&id).await {
+                tracing::error!("machine {id} is not started again: {fault}");
+            }
+        });
+        Ok(())
     }
 
     /// Notes that a machine runs here under an epoch.
@@ -193,29 +279,68 @@ impl Node {
         Ok(())
     }
 
-    /// Asks, for as long as the daemon runs, the destinations of machines that were given away without an answer.
-    pub(crate) fn settle_doubts(self: Arc<Self>) {
+    /// For as long as the daemon runs: destinations of machines that were given away without an answer are asked, and
+    /// what a migration left half-way is looked after.
+    pub(crate) fn keep(self: Arc<Self>) {
         tokio::spawn(async move {
+            let mut round = 0u32;
             loop {
                 match self.vms().await {
                     Ok(vms) => {
-                        for vm in vms.iter().filter(|vm| vm.phase == VmPhase::InDoubt) {
-                            if let Err(fault) = self.settle(vm).await {
-                                tracing::debug!("{} stays in doubt: {fault}", vm.name);
-                            }
+                        for vm in vms.iter().filter(|vm| !self.is_migrating(&vm.id)) {
+                            self.keep_one(vm).await;
                         }
                     }
-                    Err(fault) => tracing::error!("doubts cannot be looked for: {fault}"),
+                    Err(fault) => tracing::error!("machines cannot be looked after: {fault}"),
                 }
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                round += 1;
+                if round.is_multiple_of(ROUNDS_TO_TIDY) {
+                    self.tidy().await;
+                }
+                tokio::time::sleep(KEEP).await;
             }
         });
     }
 
+    async fn keep_one(&self, vm: &Vm) {
+        match vm.phase {
+            VmPhase::InDoubt => {
+                if let Err(fault) = self.settle(vm).await {
+                    tracing::debug!("{} stays in doubt: {fault}", vm.name);
+                }
+            }
+            VmPhase::Migrating | VmPhase::Incoming => self.look_after(&vm.id).await,
+            _ => {}
+        }
+    }
+
+    /// Drops the oldest records of what has ended, beyond those that are kept.
+    async fn tidy(&self) {
+        let operations = self.records.all(&self.records.operations).await;
+        let operations = operations.unwrap_or_default();
+        // Their identities grow with time: the first are the oldest.
+        let excess = operations.len().saturating_sub(RECORDS_MAX);
+        for old in operations.iter().take(excess) {
+            if old.value.ended_ms.is_some() {
+                let _ = self.records.operations.delete(&old.id).await;
+            }
+        }
+        let migrations = self.records.all(&self.records.migrations).await;
+        let mut migrations = migrations.unwrap_or_default();
+        migrations.sort_by_key(|found| std::cmp::Reverse(found.value.started_ms));
+        for old in migrations.iter().skip(RECORDS_MAX) {
+            if old.value.phase.ended() {
+                let _ = self.records.migrations.delete(&old.id).await;
+            }
+        }
+    }
+
     async fn settle(&self, vm: &Vm) -> Answer<()> {
-        let Some(Ownership::Given { next, to, .. }) = self.ownership(&vm.id).await? else {
-            // Settled meanwhile: by the migration itself, or by hand.
-            return Ok(());
+        let (next, to) = match self.ownership(&vm.id).await? {
+            Some(Ownership::Given { next, to, .. }) => (next, to),
+            // Settled, but what that means was not carried out yet.
+            Some(settled) => return self.settled(vm, &settled).await,
+            None => return Ok(()),
         };
         let peer = peers::find(self, &to).await?;
         let fault = |error| peers::session_fault(&to, error);
@@ -250,8 +375,8 @@ impl Node {
                 self.moved(vm, to).await?;
                 (MigrationPhase::Done, String::new())
             }
-            Ownership::Owned { epoch } => {
-                self.back(vm, *epoch).await?;
+            Ownership::Owned { .. } => {
+                self.try_look_after(&vm.id).await?;
                 let why = "the destination never ran it and never will; it runs here as before";
                 (MigrationPhase::Failed, why.to_owned())
             }
@@ -272,36 +397,5 @@ impl Node {
             }
         }
         Ok(())
-    }
-
-    /// A machine that was paused for a hand-over that did not happen goes on here.
-    pub(crate) async fn back(&self, vm: &Vm, epoch: u64) -> Answer<()> {
-        let at = object(&vm.project, &vm.name);
-        let resumed = async {
-            let status = self.vmm(&vm.id, |vmm| vmm.status()).await?;
-            if status.phase == Phase::Paused {
-                self.vmm(&vm.id, move |vmm| vmm.resume(epoch)).await?;
-            }
-            let _ = self.vmm(&vm.id, |vmm| vmm.dirty_stop()).await;
-            self.now_running(vm, epoch).await
-        };
-        match resumed.await {
-            Ok(()) => {
-                let message = format!("{} goes on here under epoch {epoch}", vm.name);
-                self.events.emit("vm.resumed", &at, message).await;
-                Ok(())
-            }
-            Err(fault) => {
-                // Its process did not live through the doubt: that is a crash of the guest, and told as one.
-                self.phase(&vm.id, VmPhase::Running, "").await?;
-                self.launcher.end(&vm.id).await?;
-                let why = format!("its process ended while it was in doubt ({fault})");
-                self.ended(&vm.id, VmPhase::Crashed, &why).await?;
-                if vm.desired == Desired::Running && vm.spec.restart == RestartPolicy::OnCrash {
-                    self.start(&vm.id).await?;
-                }
-                Ok(())
-            }
-        }
     }
 }

@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use dwcp_api::Fault;
+use dwcp_api::Principal;
 use dwcp_api::service::Answer;
 use dwcp_control::ownership::{Outcome, Ownership};
 use dwcp_control::records::{Migration, MigrationPhase, Side, Vm, VmPhase};
 use dwcp_migrate::protocol::{Bytes, Event, MoverConfig};
-use dwcp_store::Txn;
+use dwcp_store::{Compare, Txn};
 use dwcp_vmm::config::Boot;
 use dwcp_wire::tls::Fingerprint;
 use futures::StreamExt;
@@ -24,7 +25,7 @@ use crate::errors::{chain, conflict, impossible, internal, record, unavailable};
 use crate::images::IMAGE_BYTES_MAX;
 use crate::node::Node;
 use crate::outgoing::{begin, save};
-use crate::peers::refused;
+use crate::peers::{IDLE, refused};
 use crate::protocol::{Ask, Offer, Reply, SessionError, receive, send};
 use crate::state::{Peer, VmKey, now_ms, object};
 use crate::steps::step;
@@ -56,6 +57,7 @@ pub(crate) async fn serve(
     if let Some(mover) = incoming.mover.take() {
         mover.end(node).await;
     }
+    node.migration_ended(&incoming.vm.id).await;
     match result {
         Ok(()) => Ok(()),
         Err(fault) => {
@@ -76,6 +78,29 @@ pub(crate) async fn serve(
 impl Incoming {
     /// Asks everything that could refuse, then agrees durably.
     async fn accept(node: &Arc<Node>, peer: &Peer, offer: Offer) -> Answer<Self> {
+        crate::peers::check_id(&offer.vm.id)?;
+        crate::peers::check_id(&offer.migration)?;
+        let at = object(&offer.vm.project, &offer.vm.name);
+        let who = Principal {
+            name: format!("host:{}", peer.name),
+        };
+        let detail = serde_json::json!({ "vm": offer.vm.id, "migration": offer.migration });
+        let id = offer.vm.id.clone();
+        let accepted = match node.migration_begins(&id) {
+            Ok(()) => {
+                let accepted = Self::try_accept(node, peer, offer).await;
+                if accepted.is_err() {
+                    node.migration_ended(&id).await;
+                }
+                accepted
+            }
+            Err(fault) => Err(fault),
+        };
+        node.audited(&who, "vm.receive", &at, detail, accepted)
+            .await
+    }
+
+    async fn try_accept(node: &Arc<Node>, peer: &Peer, offer: Offer) -> Answer<Self> {
         let mut vm = offer.vm.clone();
         crate::vms::check(&vm.spec)?;
         if !(1..=dwcp_migrate::protocol::STREAMS_MAX).contains(&offer.streams) {
@@ -89,21 +114,21 @@ impl Incoming {
             )));
         }
         node.policies.check_receive(&vm, peer).await?;
-        let held = node.ownership(&vm.id).await?;
-        let epoch = Ownership::next_epoch(held.as_ref(), offer.epoch);
-        let expecting = Ownership::expect(
-            held.as_ref(),
-            epoch,
-            peer.name.clone(),
-            offer.migration.clone(),
-        )
-        .map_err(crate::errors::forbidden)?;
+        let found = node.records.ownership.get(&vm.id).await.map_err(record)?;
+        let held = found.as_ref().map(|found| &found.value);
+        let epoch = Ownership::next_epoch(held, offer.epoch).map_err(crate::errors::forbidden)?;
+        let expecting = Ownership::expect(held, epoch, peer.name.clone(), offer.migration.clone())
+            .map_err(crate::errors::forbidden)?;
         vm.phase = VmPhase::Incoming;
         vm.reason = format!("it comes from {}", peer.name);
         vm.host = node.config.name.clone();
         vm.epoch = epoch;
         vm.started_ms = 0;
-        promise(node, &vm, &expecting).await?;
+        let unchanged = match &found {
+            Some(found) => Compare::unchanged(node.records.ownership.key(&vm.id), found.revision),
+            None => Compare::absent(node.records.ownership.key(&vm.id)),
+        };
+        promise(node, &vm, &expecting, unchanged).await?;
         let migration = begin(
             offer.migration.clone(),
             &vm,
@@ -133,7 +158,11 @@ impl Incoming {
         };
         send(stream, &accepted).await.map_err(broken)?;
         loop {
-            match receive(stream).await.map_err(broken)? {
+            let ask = tokio::time::timeout(IDLE, receive(stream)).await;
+            match ask
+                .map_err(|_| broken(SessionError::Deadline))?
+                .map_err(broken)?
+            {
                 Ask::Image {
                     digest,
                     label,
@@ -176,7 +205,9 @@ impl Incoming {
             let mut piece = vec![0; 256 << 10];
             while left > 0 {
                 let want = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
-                let got = stream.read(&mut piece[..want]).await?;
+                let read = tokio::time::timeout(IDLE, stream.read(&mut piece[..want])).await;
+                let got =
+                    read.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
                 if got == 0 {
                     return Err(std::io::ErrorKind::UnexpectedEof.into());
                 }
@@ -230,11 +261,15 @@ impl Incoming {
         // Read in a task's place: a message half read must not be dropped when the mover speaks first.
         let commit = receive::<Ask>(&mut reader);
         tokio::pin!(commit);
+        // The commit comes right behind the last data; a source that never sends it is refused, and may ask.
+        let patience = tokio::time::sleep(IDLE);
+        tokio::pin!(patience);
         while !(loaded && committed) {
             let Some(mover) = self.mover.as_mut() else {
                 return Err(unavailable("The mover is gone"));
             };
             tokio::select! {
+                () = &mut patience, if loaded => return Err(broken(SessionError::Deadline)),
                 said = &mut commit, if !committed => match said.map_err(broken)? {
                     Ask::Commit { epoch } if epoch == self.migration.epoch => {
                         committed = true;
@@ -261,12 +296,21 @@ impl Incoming {
                             })
                             .await?;
                         loaded = true;
+                        patience.as_mut().reset(tokio::time::Instant::now() + IDLE);
                     }
                     (other, _) => return Err(unavailable(format!("The mover said {other:?}"))),
                 },
             }
         }
-        self.take().await?;
+        {
+            // Whoever deals with the end of its process waits until its record says that it runs.
+            let life = self.node.life(&self.vm.id);
+            let _life = life.lock().await;
+            self.take().await?;
+            self.node
+                .now_running(&self.vm, self.migration.epoch)
+                .await?;
+        }
         let took = Reply::Took {
             epoch: self.migration.epoch,
         };
@@ -278,6 +322,8 @@ impl Incoming {
     /// "Owned" becomes durable, and then the guest runs.
     async fn take(&self) -> Answer<()> {
         let (epoch, by) = (self.migration.epoch, &self.migration.id);
+        // The process that holds the machine must be there before the source's copy is worth nothing.
+        self.node.vmm(&self.vm.id, |vmm| vmm.status()).await?;
         self.node
             .own(&self.vm.id, |held| match held {
                 Some(held) => held.take(epoch, by),
@@ -285,13 +331,20 @@ impl Incoming {
             })
             .await?;
         step("destination.took").await;
+        if let Err(fault) = self.node.vmm(&self.vm.id, |vmm| vmm.status()).await {
+            // It ended before it was ever told to run, and the source was told nothing: the source's copy is the one.
+            self.node
+                .own(&self.vm.id, |held| match held {
+                    Some(held) => held.never_ran(epoch),
+                    None => Ownership::Refused { next: 0, took: 0 }.never_ran(epoch),
+                })
+                .await?;
+            return Err(fault);
+        }
         self.node.vmm(&self.vm.id, move |vmm| vmm.run(epoch)).await
     }
 
     async fn taken(&mut self) -> Answer<()> {
-        self.node
-            .now_running(&self.vm, self.migration.epoch)
-            .await?;
         self.migration.phase = MigrationPhase::Done;
         self.migration.ended_ms = Some(now_ms());
         save(&self.node, &self.migration).await?;
@@ -316,8 +369,8 @@ impl Incoming {
         let outcome = Ownership::outcome(held.as_ref(), epoch);
         match outcome {
             Outcome::Took => {
-                // It is ours, and something failed after that: running it is what adoption does.
-                self.node.adopt().await;
+                // It is ours, and something failed after that: the keeper brings it to what the store says.
+                tracing::warn!("{} was taken, and then: {fault}", self.vm.name);
             }
             _ => {
                 self.migration.phase = MigrationPhase::Failed;
@@ -334,7 +387,12 @@ impl Incoming {
 }
 
 /// Promises capacity and writes record and expectation in one transaction.
-async fn promise(node: &Node, vm: &Vm, expecting: &Ownership) -> Answer<()> {
+async fn promise(
+    node: &Node,
+    vm: &Vm,
+    expecting: &Ownership,
+    ownership_unchanged: Compare,
+) -> Answer<()> {
     let _promise = node.promise.lock().await;
     let key = VmKey {
         project: vm.project.clone(),
@@ -352,7 +410,13 @@ async fn promise(node: &Node, vm: &Vm, expecting: &Ownership) -> Answer<()> {
     }
     let capacity = node.capacity().await?;
     capacity::check(&capacity, &node.config, vm.spec.vcpus, vm.spec.memory_bytes)?;
+    let record_unchanged = match &there {
+        Some(there) => Compare::unchanged(node.records.vms.key(&key.id()), there.revision),
+        None => Compare::absent(node.records.vms.key(&key.id())),
+    };
     let txn = Txn::new()
+        .when(ownership_unchanged)
+        .when(record_unchanged)
         .then(node.records.vms.put_op(&key.id(), vm).map_err(record)?)
         .then(node.records.vm_keys.put_op(&vm.id, &key).map_err(record)?)
         .then(
@@ -361,12 +425,14 @@ async fn promise(node: &Node, vm: &Vm, expecting: &Ownership) -> Answer<()> {
                 .put_op(&vm.id, expecting)
                 .map_err(record)?,
         );
-    node.records
-        .store
-        .transact(txn)
-        .await
-        .map(drop)
-        .map_err(|error| record(error.into()))
+    let outcome = node.records.store.transact(txn).await;
+    if outcome.map_err(|error| record(error.into()))?.succeeded {
+        Ok(())
+    } else {
+        Err(conflict(
+            "The machine's record changed meanwhile: offer it again",
+        ))
+    }
 }
 
 /// Removes what was made for a machine that does not come: its process and its record. Done also when it runs here.

@@ -18,11 +18,20 @@ use crate::errors::{chain, internal, unavailable};
 /// Exits kept for a listener that is slow; one that lags asks the launcher for the list.
 const EXITS_MAX: usize = 1024;
 
+/// What the launcher tells unasked.
+#[derive(Clone, Debug)]
+pub(crate) enum Notice {
+    /// A child ended.
+    Exited(Child),
+    /// The launcher was out of reach and is back, perhaps as a new one that knows nothing of what ended meanwhile.
+    Back,
+}
+
 /// The launcher.
 #[derive(Clone, Debug)]
 pub(crate) struct Launcher {
     socket: Arc<PathBuf>,
-    exits: broadcast::Sender<Child>,
+    exits: broadcast::Sender<Notice>,
 }
 
 /// An id as the launcher wants it.
@@ -65,19 +74,23 @@ impl Launcher {
     }
 
     /// Exits from now on.
-    pub(crate) fn exits(&self) -> broadcast::Receiver<Child> {
+    pub(crate) fn exits(&self) -> broadcast::Receiver<Notice> {
         self.exits.subscribe()
     }
 
     /// Follows the launcher for as long as the process lives; a connection that breaks is made again.
     fn watch(&self) {
+        let mut first = true;
         loop {
             let exits = Client::connect(&self.socket).and_then(Client::watch);
             match exits {
                 Ok(exits) => {
+                    if !std::mem::take(&mut first) {
+                        let _ = self.exits.send(Notice::Back);
+                    }
                     for child in exits.map_while(Result::ok) {
                         // No receiver only means that nobody waits for this one.
-                        let _ = self.exits.send(child);
+                        let _ = self.exits.send(Notice::Exited(child));
                     }
                 }
                 Err(error) => tracing::warn!("no word from the launcher: {}", chain(&error)),

@@ -1,6 +1,6 @@
 //! A node: its parts, how it starts, and the small things that all of them do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -17,7 +17,7 @@ use crate::auditing;
 use crate::capacity;
 use crate::config::NodeConfig;
 use crate::decide::Decider;
-use crate::errors::{NodeError, chain, forbidden, internal, record, unavailable};
+use crate::errors::{NodeError, chain, conflict, forbidden, internal, record, unavailable};
 use crate::events::{Events, Operations};
 use crate::identity::{FirstStart, HostKeys};
 use crate::images::Images;
@@ -44,6 +44,12 @@ pub struct Node {
     pub(crate) transfers: Transfers,
     /// What the other hosts last said of themselves.
     pub(crate) heard: Mutex<HashMap<Name, Heard>>,
+    /// Machines that a migration of this process is moving now, away or here: the keeper leaves them to it.
+    migrating: Mutex<HashSet<String>>,
+    /// Crashes in a row of machines that are started again, and when the last was, ms.
+    pub(crate) crashes: Mutex<HashMap<String, (u32, u64)>>,
+    /// Sessions that other hosts may open.
+    pub(crate) sessions: Arc<tokio::sync::Semaphore>,
     /// Held while capacity is looked at and promised, so that two requests cannot be promised the same.
     pub(crate) promise: tokio::sync::Mutex<()>,
     /// Serialises starts, stops and ends of one machine.
@@ -90,6 +96,9 @@ impl Node {
             policies,
             transfers: Transfers::default(),
             heard: Mutex::default(),
+            migrating: Mutex::default(),
+            crashes: Mutex::default(),
+            sessions: Arc::new(tokio::sync::Semaphore::new(peers::SESSIONS_MAX)),
             promise: tokio::sync::Mutex::new(()),
             life: Mutex::new(HashMap::new()),
         });
@@ -98,7 +107,7 @@ impl Node {
         node.adopt().await;
         node.clone().follow_exits(exits);
         peers::listen(&node).await?;
-        node.clone().settle_doubts();
+        node.clone().keep();
         peers::follow(node.clone());
         Ok((node, first))
     }
@@ -120,6 +129,34 @@ impl Node {
             life.retain(|_, lock| Arc::strong_count(lock) > 1);
         }
         life.entry(id.to_owned()).or_default().clone()
+    }
+
+    /// A migration of this machine begins in this process, unless one is moving it already.
+    pub(crate) fn migration_begins(&self, id: &str) -> Answer<()> {
+        if self.migrating().insert(id.to_owned()) {
+            Ok(())
+        } else {
+            Err(conflict(
+                "A migration is moving that machine already: wait until it has ended",
+            ))
+        }
+    }
+
+    /// It has ended: what it left is brought to what the store says.
+    pub(crate) async fn migration_ended(&self, id: &str) {
+        self.migrating().remove(id);
+        self.look_after(id).await;
+    }
+
+    /// Whether a migration of this process is moving this machine.
+    pub(crate) fn is_migrating(&self, id: &str) -> bool {
+        self.migrating().contains(id)
+    }
+
+    fn migrating(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.migrating
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the VMM of a machine, on a thread of the blocking pool.

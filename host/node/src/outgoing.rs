@@ -12,6 +12,7 @@
 //! decides; until then the machine is in doubt and paused, and the destination is asked again and again.
 
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ use dwcp_control::ownership::{Outcome, Ownership};
 use dwcp_control::records::{Migration, MigrationPhase, Progress, Round, Side, Vm, VmPhase};
 use dwcp_migrate::protocol::{Bytes, Event, MoverConfig, RoundDone};
 use dwcp_wire::tls::Fingerprint;
+use futures::FutureExt;
 
 use crate::capacity::cpu_features;
 use crate::errors::{internal, record, unavailable};
@@ -91,7 +93,13 @@ impl Outgoing {
     /// Carries it out to its end, whatever that is.
     pub(crate) async fn run(mut self) {
         let mut mover = None;
-        let outcome = self.carry_out(&mut mover).await;
+        let outcome = AssertUnwindSafe(self.carry_out(&mut mover))
+            .catch_unwind()
+            .await;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.after_panic().await),
+        };
         // The mover goes first: nothing reads the memory any more when the machine goes on or its process ends.
         if let Some(mover) = mover {
             mover.end(&self.node).await;
@@ -101,6 +109,7 @@ impl Outgoing {
             Err(Failed::Before(fault)) => self.stays(fault).await,
             Err(Failed::InDoubt(fault)) => self.doubt(fault).await,
             Err(Failed::Refused { epoch, fault }) => {
+                self.node.migration_ended(&self.vm.id).await;
                 match self.node.answered(&self.vm, epoch, Outcome::Refused).await {
                     Ok(()) => Err(fault),
                     Err(other) => Err(other),
@@ -108,6 +117,16 @@ impl Outgoing {
             }
         };
         self.running.end(&outcome).await;
+        self.node.migration_ended(&self.vm.id).await;
+    }
+
+    /// A bug of ours ended the work: how far it had come, the store knows.
+    async fn after_panic(&self) -> Failed {
+        let fault = Fault::internal("the migration's own code failed; the log has more");
+        match self.node.ownership(&self.vm.id).await {
+            Ok(Some(Ownership::Owned { .. })) => Failed::Before(fault),
+            _ => Failed::InDoubt(fault),
+        }
     }
 
     async fn carry_out(&mut self, mover: &mut Option<Mover>) -> Result<(), Failed> {
@@ -156,7 +175,8 @@ impl Outgoing {
         };
         step("source.accepted").await;
         for digest in &missing {
-            self.say(format!("sending image {}", &digest[..digest.len().min(12)]));
+            let short: String = digest.chars().take(12).collect();
+            self.say(format!("sending image {short}"));
             self.send_image(&mut session, digest).await?;
         }
         session.ask(&Ask::Prepare).await.map_err(fault)?;
@@ -403,14 +423,8 @@ impl Outgoing {
 
     /// It did not happen; the guest goes on here.
     async fn stays(&mut self, fault: Fault) -> Answer<String> {
-        let node = self.node.clone();
-        if let Ok(epoch) = node.permit(&self.vm).await {
-            let now = node.records.vm_by_id(&self.vm.id).await.map_err(record)?;
-            // One that ended meanwhile was dealt with as every machine that ends.
-            if now.is_some_and(|vm| vm.phase == VmPhase::Migrating) {
-                node.back(&self.vm, epoch).await?;
-            }
-        }
+        // The guest first: it may be paused.
+        self.node.migration_ended(&self.vm.id).await;
         self.finish(MigrationPhase::Failed, &fault).await;
         Err(fault)
     }
@@ -421,8 +435,9 @@ impl Outgoing {
             "it was given to {} and the answer is missing ({fault}); {} is being asked",
             self.peer.name, self.peer.name
         );
-        self.node.phase(&self.vm.id, VmPhase::InDoubt, &why).await?;
+        // The record first: as soon as the machine is in doubt it may be settled, and the record ended.
         self.finish(MigrationPhase::InDoubt, &fault).await;
+        self.node.phase(&self.vm.id, VmPhase::InDoubt, &why).await?;
         Err(unavailable(format!("In doubt: {why}")))
     }
 

@@ -31,6 +31,10 @@ const UNDECIDED_MAX: usize = 64;
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// How often peers are asked how they are.
 const FOLLOW: Duration = Duration::from_secs(5);
+/// How long a session may be silent.
+pub(crate) const IDLE: Duration = Duration::from_secs(60);
+/// Sessions that other hosts may have open here.
+pub(crate) const SESSIONS_MAX: usize = 64;
 /// How long a peer may take to answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -79,7 +83,11 @@ async fn arrive(
             let socket = socket.into_std()?;
             socket.set_nonblocking(false)?;
             drop(permit);
-            mover.add_stream(socket).map_err(std::io::Error::other)?;
+            // A mover that does not read could hold this up: not on a thread that others need.
+            let handed = tokio::task::spawn_blocking(move || mover.add_stream(socket)).await;
+            handed
+                .map_err(std::io::Error::other)?
+                .map_err(std::io::Error::other)?;
             Ok(())
         }
         Purpose::Session => {
@@ -101,6 +109,9 @@ async fn arrive(
                 .await
                 .map_err(|_| SessionError::Deadline)??;
             drop(permit);
+            let Ok(_session) = node.sessions.clone().try_acquire_owned() else {
+                return Err(SessionError::Unexpected);
+            };
             let shown = tls::peer_fingerprint(stream.get_ref().1.peer_certificates());
             let shown = shown.map(|f| f.to_string());
             let Some(peer) = peers
@@ -133,7 +144,14 @@ async fn answer(
     mut stream: TlsStream<TcpStream>,
 ) -> Result<(), SessionError> {
     loop {
-        let ask: Ask = receive(&mut stream).await?;
+        let ask = tokio::time::timeout(IDLE, receive::<Ask>(&mut stream));
+        let ask = ask.await.map_err(|_| SessionError::Deadline)??;
+        // One that was removed meanwhile is nobody any more.
+        let still = node.records.peers.get(peer.name.as_str()).await;
+        let still = still.map_err(std::io::Error::other)?;
+        if still.is_none_or(|found| found.value.fingerprint != peer.fingerprint) {
+            return Err(SessionError::Unexpected);
+        }
         let reply = match ask {
             Ask::Hello => match node.capacity().await {
                 Ok(capacity) => Reply::Hello {
@@ -170,21 +188,43 @@ pub(crate) fn refused(fault: &Fault) -> Reply {
 /// What became of a machine under an epoch here. A source that asks has given up its own session: what was not taken by
 /// now is refused, durably, before it is told.
 async fn outcome(node: &Arc<Node>, peer: &Peer, vm: &str, epoch: u64) -> Answer<Outcome> {
-    let held = node.ownership(vm).await?;
-    if let Some(Ownership::Expecting { from, .. }) = &held
-        && *from != peer.name
-    {
-        return Err(impossible("That machine is expected from another host"));
+    check_id(vm)?;
+    if epoch > dwcp_control::ownership::EPOCH_MAX {
+        return Err(impossible("Nobody can have reached that epoch"));
     }
+    let held = node.ownership(vm).await?;
     match Ownership::outcome(held.as_ref(), epoch) {
         Outcome::Undecided => {
+            // Only what this peer offered, or what this host never heard of, is refused on its word.
+            match &held {
+                None => {}
+                Some(Ownership::Expecting { from, .. }) if *from == peer.name => {}
+                Some(held) => {
+                    return Err(impossible(format!("That machine is {held} here")));
+                }
+            }
             // A taking that wins the race makes this refusal impossible, and is then the answer.
             let _ = node.own(vm, |held| Ownership::refuse(held, epoch)).await;
             let held = node.ownership(vm).await?;
             incoming::forget(node, vm).await;
-            Ok(Ownership::outcome(held.as_ref(), epoch))
+            let outcome = Ownership::outcome(held.as_ref(), epoch);
+            let who = format!("host:{}", peer.name);
+            let detail = serde_json::json!({ "epoch": epoch, "outcome": outcome });
+            node.audit(&who, "vm.outcome", vm, dwcp_audit::Outcome::Done, detail)
+                .await?;
+            Ok(outcome)
         }
         decided => Ok(decided),
+    }
+}
+
+/// Identities that another host names are UUIDs, written as they are written here.
+pub(crate) fn check_id(id: &str) -> Answer<()> {
+    match uuid::Uuid::parse_str(id) {
+        Ok(uuid) if uuid.to_string() == id => Ok(()),
+        _ => Err(crate::errors::invalid(
+            "An identity that another host names is a UUID in lower case",
+        )),
     }
 }
 

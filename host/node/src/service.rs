@@ -730,6 +730,11 @@ impl Node {
                     now.phase
                 )));
             }
+            if now.desired != Desired::Running {
+                return Err(conflict(format!("{name} is being stopped")));
+            }
+            // From here on the keeper leaves it to the migration, which ends before this is taken back.
+            self.migration_begins(&vm.id)?;
             self.phase(
                 &vm.id,
                 VmPhase::Migrating,
@@ -737,12 +742,27 @@ impl Node {
             )
             .await?;
         }
+        let id = vm.id.clone();
+        let started = self.spawn_migration(vm, peer, request).await;
+        if started.is_err() {
+            // Nothing was begun: the keeper takes it back from "migrating".
+            self.migration_ended(&id).await;
+        }
+        started
+    }
+
+    async fn spawn_migration(
+        &self,
+        vm: Vm,
+        peer: crate::state::Peer,
+        request: &MigrateRequest,
+    ) -> Answer<Operation> {
         let id = uuid::Uuid::now_v7().to_string();
         let (from, to) = (self.config.name.clone(), peer.name.clone());
         let migration = outgoing::begin(id, &vm, from, to, Side::Source, vm.epoch);
         outgoing::save(self, &migration).await?;
-        let at = object(project, name);
-        let message = format!("preparing to send {name} to {}", peer.name);
+        let at = object(&vm.project, &vm.name);
+        let message = format!("preparing to send {} to {}", vm.name, peer.name);
         let (_, running) = self.operations.begin("vm.migrate", &at, &message).await?;
         running.show(&migration);
         let operation = self.operations.get(running.id()).await?;
@@ -782,9 +802,9 @@ impl Node {
                 let unknown = Ownership::Refused { next: 0, took: 0 };
                 let held = held.unwrap_or(&unknown);
                 if there {
-                    held.destination_is_fenced()
+                    held.destination_is_fenced(&migration.id)
                 } else {
-                    held.source_is_fenced()
+                    held.source_is_fenced(&migration.id)
                 }
             })
             .await?;

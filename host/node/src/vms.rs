@@ -11,14 +11,15 @@ use std::time::Duration;
 use dwcp_api::Fault;
 use dwcp_api::service::Answer;
 use dwcp_control::ownership::Ownership;
-use dwcp_control::records::{Desired, RestartPolicy, Vm, VmPhase, VmSpec};
-use dwcp_launch::protocol::{Child, ChildKind, ChildState};
+use dwcp_control::records::{Desired, Vm, VmPhase, VmSpec};
+use dwcp_launch::protocol::{ChildKind, ChildState};
 use dwcp_store::{Revision, Txn, TypedError};
 use dwcp_vmm::config::{Boot, VmConfig};
 use tokio::sync::broadcast;
 
 use crate::capacity;
 use crate::errors::{conflict, impossible, internal, invalid, record};
+use crate::launcher::Notice;
 use crate::node::Node;
 use crate::state::{VmKey, object};
 
@@ -89,11 +90,32 @@ impl Node {
     pub(crate) async fn start(&self, id: &str) -> Answer<()> {
         let life = self.life(id);
         let _life = life.lock().await;
+        self.start_held(id).await
+    }
+
+    /// The same, for one who holds the machine's life already.
+    pub(crate) async fn start_held(&self, id: &str) -> Answer<()> {
         let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
             return Err(conflict("The machine was deleted meanwhile"));
         };
-        if vm.phase == VmPhase::Running || vm.phase == VmPhase::Migrating {
-            return Ok(());
+        if self.is_migrating(id) {
+            return Err(conflict(format!(
+                "A migration of {} is ending: start it when that is over",
+                vm.name
+            )));
+        }
+        match vm.phase {
+            VmPhase::Running | VmPhase::Migrating => return Ok(()),
+            VmPhase::Stopped | VmPhase::Crashed | VmPhase::Starting => {}
+            VmPhase::Incoming | VmPhase::InDoubt | VmPhase::Moved => {
+                return Err(conflict(format!(
+                    "{} cannot be started here: {}",
+                    vm.name, vm.reason
+                )));
+            }
+        }
+        if vm.desired != Desired::Running {
+            return Err(conflict(format!("{} was told to stop meanwhile", vm.name)));
         }
         let permit = self.permit(&vm).await?;
         {
@@ -223,29 +245,38 @@ impl Node {
 
     /// Stops a machine: by its power button, and after a while (or at once, if `force`) by ending its process.
     pub(crate) async fn stop(&self, id: &str, force: bool) -> Answer<String> {
-        let mut exits = self.launcher.exits();
-        self.records
-            .change_vm(id, |vm| vm.desired = Desired::Stopped)
-            .await
-            .map_err(record)?;
-        if force {
-            self.launcher.end(id).await?;
-            self.ended(id, VmPhase::Stopped, "stopped by force").await?;
-            return Ok("Stopped by force".into());
+        let mut notices = self.launcher.exits();
+        {
+            let life = self.life(id);
+            let _life = life.lock().await;
+            self.still_running(id).await?;
+            self.records
+                .change_vm(id, |vm| vm.desired = Desired::Stopped)
+                .await
+                .map_err(record)?;
+            if force {
+                self.launcher.end(id).await?;
+                self.ended(id, VmPhase::Stopped, "stopped by force").await?;
+                return Ok("Stopped by force".into());
+            }
+            self.vmm(id, |vmm| vmm.stop(false)).await?;
         }
-        self.vmm(id, |vmm| vmm.stop(false)).await?;
         let gone = async {
             loop {
-                match exits.recv().await {
-                    Ok(child) if child.id.as_str() == id => return,
+                match notices.recv().await {
+                    Ok(Notice::Exited(child)) if child.id.as_str() == id => return,
                     Err(broadcast::error::RecvError::Closed) => return,
                     _ => {}
                 }
             }
         };
         if tokio::time::timeout(POWER_BUTTON, gone).await.is_ok() {
+            self.look_after(id).await;
             return Ok("The guest powered off".into());
         }
+        let life = self.life(id);
+        let _life = life.lock().await;
+        self.still_running(id).await?;
         self.launcher.end(id).await?;
         let why = format!(
             "did not react to the power button within {} s, and was ended",
@@ -253,6 +284,19 @@ impl Node {
         );
         self.ended(id, VmPhase::Stopped, &why).await?;
         Ok(format!("The guest {why}"))
+    }
+
+    /// A stop finds its machine as it was when it was asked for, or says how it is now.
+    async fn still_running(&self, id: &str) -> Answer<()> {
+        let vm = self.records.vm_by_id(id).await.map_err(record)?;
+        match vm {
+            Some(vm) if vm.phase == VmPhase::Running => Ok(()),
+            Some(vm) => Err(conflict(format!(
+                "{} does not run here any more: {}",
+                vm.name, vm.reason
+            ))),
+            None => Err(conflict("The machine was deleted meanwhile")),
+        }
     }
 
     /// Removes a machine with all that is its own. It must not run.
@@ -285,11 +329,8 @@ impl Node {
         let changed = self
             .records
             .change_vm(id, |vm| {
-                // One that lives elsewhere, or may, is not stopped by losing its process here.
-                if !matches!(vm.phase, VmPhase::Moved | VmPhase::InDoubt) {
-                    vm.phase = phase;
-                    vm.reason = reason.to_owned();
-                }
+                vm.phase = phase;
+                vm.reason = reason.to_owned();
                 if phase == VmPhase::Stopped {
                     vm.desired = Desired::Stopped;
                 }
@@ -310,64 +351,27 @@ impl Node {
     }
 
     /// Listens to the launcher for as long as the daemon runs.
-    pub(crate) fn follow_exits(self: Arc<Self>, mut exits: broadcast::Receiver<Child>) {
+    pub(crate) fn follow_exits(self: Arc<Self>, mut notices: broadcast::Receiver<Notice>) {
         tokio::spawn(async move {
             loop {
-                match exits.recv().await {
-                    Ok(child) if child.kind == ChildKind::Vmm => {
-                        if let Err(fault) = self.vmm_exited(&child).await {
-                            tracing::error!("the end of {} is not dealt with: {fault}", child.id);
-                        }
+                match notices.recv().await {
+                    // An old exit told again changes nothing: what is looked at is how the machine is now.
+                    Ok(Notice::Exited(child)) if child.kind == ChildKind::Vmm => {
+                        self.look_after(child.id.as_str()).await;
                     }
-                    Ok(_) => {}
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.adopt().await,
+                    Ok(Notice::Exited(_)) => {}
+                    Ok(Notice::Back) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                        self.look_after_all().await;
+                    }
                     Err(broadcast::error::RecvError::Closed) => return,
                 }
             }
         });
     }
-
-    /// A machine's process has ended: says so, and starts it again if its owner wants that.
-    pub(crate) async fn vmm_exited(&self, child: &Child) -> Answer<()> {
-        let id = child.id.as_str();
-        let (phase, reason) = verdict(&child.state);
-        let restart = {
-            let life = self.life(id);
-            let _life = life.lock().await;
-            let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
-                return self.launcher.forget(id).await;
-            };
-            // The launcher tells old exits again to a new listener: one that was followed by a new process is old news.
-            let still = self.launcher.list().await?;
-            let gone = still
-                .iter()
-                .any(|c| c.id == child.id && c.pid == child.pid && !c.is_running());
-            let live = match vm.phase {
-                VmPhase::Running | VmPhase::Migrating | VmPhase::Starting => true,
-                // Taken, and its process ended before it ran: there is no other copy any more.
-                VmPhase::Incoming => {
-                    let held = self.ownership(id).await?;
-                    held.is_some_and(|held| held.run_permit().is_some())
-                }
-                _ => false,
-            };
-            if !gone || !live {
-                return Ok(());
-            }
-            self.ended(id, phase, &reason).await?;
-            self.launcher.forget(id).await?;
-            let wanted = vm.desired == Desired::Running && phase == VmPhase::Crashed;
-            wanted && vm.spec.restart == RestartPolicy::OnCrash
-        };
-        if restart {
-            self.start(id).await?;
-        }
-        Ok(())
-    }
 }
 
 /// What the end of a VMM means for its machine.
-fn verdict(state: &ChildState) -> (VmPhase, String) {
+pub(crate) fn verdict(state: &ChildState) -> (VmPhase, String) {
     let ChildState::Exited {
         code,
         signal,
