@@ -94,7 +94,7 @@ fn measure(streams: u8, wan: Option<&Wan>) {
             left.memory.write_pages(PageIndex(page), &content).unwrap();
         }
     }
-    left.bitmap.set_all();
+    left.memory.mark_present(&left.bitmap).unwrap();
     let configs = configurations(PAGES, streams);
     let (source_sink, from_source) = sink();
     let (destination_sink, from_destination) = sink();

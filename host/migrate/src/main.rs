@@ -39,10 +39,15 @@ fn main() {
 
 /// Keeps the C library from opening files: a heap that belongs to a thread is only given back after a look at
 /// `/proc/sys/vm/overcommit_memory`, and the number of such heaps follows from `/sys`. The one that all share needs
-/// neither, and a mover allocates little but its frames.
+/// neither. It also keeps what is freed, up to a few frames' worth, for the next frames come at once.
 fn use_one_heap() {
-    // SAFETY: changes a setting of the allocator, before there is a second thread.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    const KEPT_BYTES: libc::c_int = 32 << 20;
+    // SAFETY: changes settings of the allocator, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+    }
 }
 
 /// One side of a transfer, whichever it is.

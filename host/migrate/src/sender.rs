@@ -13,7 +13,7 @@ use dwcp_wire::frame::{self, Header, Kind};
 use dwcp_wire::ladder::{PAGE_BYTES, PageLadder, Run};
 use dwcp_wire::level::{self, Level, LevelChooser};
 use dwcp_wire::stream::SecureStream;
-use dwcp_wire::tcp;
+use dwcp_wire::tcp::{self, TcpInfo};
 
 use crate::crew::Assignment;
 use crate::cursor::RUN_PAGES_MAX;
@@ -68,8 +68,8 @@ struct Sender<'a> {
     copy: Vec<u8>,
     /// Frames queued and not yet all written.
     unwritten: usize,
-    /// When the link was last looked at, and how much the peer's kernel had acknowledged by then; none while idle.
-    measured: Option<(Instant, u64)>,
+    /// When the link was last looked at, and what it was like; none while idle.
+    measured: Option<(Instant, TcpInfo)>,
     /// When the peer last acknowledged something or its kernel took something, and how much that had taken by then.
     moved: Instant,
     acked_by_kernel: u64,
@@ -148,14 +148,18 @@ impl<'a> Sender<'a> {
         let Ok(info) = tcp::info(self.link.stream().socket()) else {
             return;
         };
-        if let (Some(elapsed), Some((_, acked_before))) = (elapsed, self.measured) {
-            let bytes = info.acked_bytes.saturating_sub(acked_before);
-            let backlog = info.unsent_bytes > 0 || self.link.stream().queued_bytes() > 0;
+        if let (Some(elapsed), Some((_, before))) = (elapsed, self.measured) {
+            let bytes = info.acked_bytes.saturating_sub(before.acked_bytes);
+            let unsent = info.unsent_bytes > 0 || self.link.stream().queued_bytes() > 0;
+            let by_receiver = info
+                .receiver_limited_us
+                .saturating_sub(before.receiver_limited_us);
+            let limited = unsent && u128::from(by_receiver) < elapsed.as_micros() / 2;
             if busy {
-                self.level.delivered(bytes, elapsed, backlog);
+                self.level.delivered(bytes, elapsed, limited);
             }
         }
-        self.measured = busy.then(|| (Instant::now(), info.acked_bytes));
+        self.measured = busy.then(|| (Instant::now(), info));
     }
 
     fn flush(&mut self) -> Result<(), Ended> {

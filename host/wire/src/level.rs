@@ -2,8 +2,8 @@
 //!
 //! For each level the model knows how its speed and its result compare to the others' (`COSTS`); two factors,
 //! corrected after every batch, fit that table to this processor (with whatever else runs on it) and this content. The
-//! link's rate is what the peer's kernel acknowledges while ours has bytes that it could not send yet; when it never
-//! has any, the link is taken to be faster than what we made of it. The level chosen is the one with the shortest time
+//! link's rate is what the peer's kernel acknowledges while the link holds ours up; when it does not (because we make
+//! less, or the peer takes less), the link is taken to be faster than that, and ever faster while it stays so. The level chosen is the one with the shortest time
 //! per byte, that being the longer of the time to encode and the time to send. Raw is always among them, so
 //! compressing is never chosen where it would be slower. Until the link has been measured, level 3 it is.
 //!
@@ -37,9 +37,12 @@ const BASE_S_PER_BYTE: f64 = 1e-9;
 /// How much a new measurement counts against the old ones.
 const WEIGHT: f64 = 0.25;
 /// The link is measured over at least this long.
-pub const WINDOW: Duration = Duration::from_millis(50);
-/// No link is taken to be slower than this, in bytes per second.
+pub const WINDOW: Duration = Duration::from_millis(20);
+/// No link is taken to be slower or faster than this, in bytes per second.
 const LINK_BYTES_PER_S_MIN: f64 = 1e4;
+const LINK_BYTES_PER_S_MAX: f64 = 1e11;
+/// A link that does not hold us up is taken to carry so much more, in each window.
+const GROWTH: f64 = 1.25;
 /// The level of a link that has not been measured.
 const UNMEASURED: Level = Level::Zstd(3);
 
@@ -103,16 +106,17 @@ impl LevelChooser {
         self.compressible += WEIGHT * (share - self.compressible);
     }
 
-    /// Learns that within `elapsed`, at least [`WINDOW`], the peer's kernel acknowledged `bytes`; and whether ours has a
-    /// `backlog`, that is, the link could not take all that we gave it.
-    pub fn delivered(&mut self, bytes: u64, elapsed: Duration, backlog: bool) {
+    /// Learns that within `elapsed`, at least [`WINDOW`], the peer's kernel acknowledged `bytes`; and whether it was the
+    /// link that `limited` it to that: our kernel has bytes left, and the peer has room for them.
+    pub fn delivered(&mut self, bytes: u64, elapsed: Duration, limited: bool) {
         let rate = bytes as f64 / elapsed.max(WINDOW).as_secs_f64();
         let known = self.link_bytes_per_s;
-        let link = match (known, backlog) {
+        let link = match (known, limited) {
             (None, true) => rate,
             (Some(known), true) => known + 2.0 * WEIGHT * (rate - known),
-            (known, false) => known.unwrap_or(0.0).max(2.0 * rate),
+            (None, false) => 4.0 * rate,
+            (Some(known), false) => (GROWTH * known).max(2.0 * rate),
         };
-        self.link_bytes_per_s = Some(link.max(LINK_BYTES_PER_S_MIN));
+        self.link_bytes_per_s = Some(link.clamp(LINK_BYTES_PER_S_MIN, LINK_BYTES_PER_S_MAX));
     }
 }

@@ -61,6 +61,8 @@ pub struct TcpInfo {
     pub delivery_bytes_per_s: u64,
     /// Whether that goodput was limited by us and not by the link.
     pub delivery_limited_by_us: bool,
+    /// How long in all the peer's window, not the link, held us up, in microseconds.
+    pub receiver_limited_us: u64,
 }
 
 /// Prepares a socket for a stream: small frames go at once.
@@ -145,6 +147,7 @@ fn parse(raw: &[u8; 232]) -> TcpInfo {
         received_bytes: u64_at(128),
         delivery_bytes_per_s: u64_at(160),
         delivery_limited_by_us: raw[7] & 1 == 1,
+        receiver_limited_us: u64_at(176),
     }
 }
 

@@ -4,13 +4,15 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{identity, pair};
 use dwcp_wire::preamble::{PREAMBLE_BYTES, Preamble, PreambleError};
 use dwcp_wire::stream::{SecureStream, StreamError};
-use dwcp_wire::tls::{self, Fingerprint, Identity, Use};
+use dwcp_wire::tls::{self, Fingerprint, Identity, ServerConfig, Use};
 use dwcp_wire::{frame, tcp};
+use proptest::prelude::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -163,6 +165,50 @@ fn a_byte_changed_on_the_way_ends_the_stream() {
     drop((near, far));
     forward.join().unwrap();
     back.join().unwrap().unwrap();
+}
+
+/// The first flight of an honest client.
+fn hello() -> Vec<u8> {
+    let (left, right) = (identity(), identity());
+    let config = tls::client(&left, &[right.fingerprint()], Use::Transfer).unwrap();
+    let (near, mut far) = pair();
+    let client =
+        std::thread::spawn(move || SecureStream::connect(near, config, Duration::from_secs(1)));
+    let mut hello = vec![0; 4096];
+    let length = far.read(&mut hello).unwrap();
+    hello.truncate(length);
+    drop(far);
+    assert!(client.join().unwrap().is_err());
+    hello
+}
+
+proptest! {
+    #![proptest_config(common::cases(64))]
+
+    #[test]
+    fn a_stranger_s_handshake_is_an_error_and_nothing_else(
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        tail in proptest::collection::vec(any::<u8>(), 0..200),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        static HELLO: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        static CONFIG: std::sync::OnceLock<Arc<ServerConfig>> = std::sync::OnceLock::new();
+        let mut bytes = HELLO.get_or_init(hello).clone();
+        for (at, value) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        bytes.truncate(cut.index(bytes.len() + 1));
+        bytes.extend_from_slice(&tail);
+        let config = CONFIG.get_or_init(|| {
+            let pins = [identity().fingerprint()];
+            tls::server(&identity(), &pins, Use::Transfer).unwrap()
+        });
+        let (near, mut far) = pair();
+        far.write_all(&bytes).unwrap();
+        far.shutdown(std::net::Shutdown::Write).unwrap();
+        prop_assert!(SecureStream::accept(near, Arc::clone(config), PATIENCE).is_err());
+    }
 }
 
 #[test]
