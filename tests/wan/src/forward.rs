@@ -147,6 +147,7 @@ impl Forwarder {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error).context("A device is gone"),
             }
+            news.taken += 1;
             if cut {
                 news.dropped_cut += 1;
             } else if self.under_way_bytes + packet.len() > UNDER_WAY_BYTES_MAX {
@@ -182,6 +183,7 @@ fn add(counts: &Mutex<Direction>, news: Direction) {
         return;
     }
     let mut counts = lock(counts);
+    counts.taken += news.taken;
     counts.packets += news.packets;
     counts.bytes += news.bytes;
     counts.dropped_queue += news.dropped_queue;

@@ -154,6 +154,8 @@ impl std::fmt::Display for Changes {
 /// What one direction has carried and dropped since the last reset. Bytes are those of IP packets, headers included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Direction {
+    /// Packets taken from the sending namespace, whatever becomes of them.
+    pub taken: u64,
     /// Packets delivered.
     pub packets: u64,
     /// Bytes delivered.

@@ -249,6 +249,10 @@ fn what_is_under_way_does_not_survive_the_shortest_cut() {
     };
     let (ours, theirs, address) = bed.udp();
     ours.send_to(b"lost", address).unwrap();
+    // Not before it is under way: what the link has not taken yet, a cut that is over does not touch.
+    wait_for("the packet to be under way", || {
+        bed.stats().left_to_right.taken == 1
+    });
     bed.link().cut().unwrap();
     bed.link().restore().unwrap();
     ours.send_to(b"found", address).unwrap();
