@@ -5,6 +5,7 @@ mod privilege;
 mod profile;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use dwcp_node::{HostKeys, Node, NodeConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Arguments, Config};
+use crate::profile::{Entry, Scribe};
 
 fn main() -> ExitCode {
     match run() {
@@ -36,13 +38,14 @@ fn run() -> anyhow::Result<()> {
     let node = config.node;
     if nix::unistd::geteuid().is_root() {
         let (uid, gid) = privilege::user(config.user.as_deref())?;
+        // The profile is the invoking user's and everything else the daemon's user's: root itself writes nothing.
+        let scribe = Scribe::start()?;
         privilege::give_state(&node.state_dir, uid, gid)?;
         privilege::start_launcher(&node.launch_socket, uid)?;
-        introduce(&node)?;
-        privilege::give_state(&node.state_dir, uid, gid)?;
         privilege::drop_root(uid, gid)?;
+        introduce(&node, |entry| scribe.add(entry))?;
     } else {
-        introduce(&node)?;
+        introduce(&node, Entry::add)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -64,8 +67,11 @@ fn log() {
         .init();
 }
 
-/// Makes the host's keys if there are none, and tells the admin key this once.
-fn introduce(node: &NodeConfig) -> anyhow::Result<()> {
+/// Makes the host's keys if there are none, and tells the admin key this once: here, and to `keep`.
+fn introduce(
+    node: &NodeConfig,
+    keep: impl FnOnce(&Entry) -> anyhow::Result<Option<(PathBuf, String)>>,
+) -> anyhow::Result<()> {
     let dir = node.state_dir.join("identity");
     let (keys, first) = HostKeys::open(&dir, node.name.as_str(), node.api_listen.ip())?;
     let Some(first) = first else { return Ok(()) };
@@ -73,13 +79,13 @@ fn introduce(node: &NodeConfig) -> anyhow::Result<()> {
         "This host is new. Its admin key, shown this once:\n\n    {}\n",
         first.admin_key
     );
-    let added = profile::add(
-        node.name.as_str(),
-        node.api_listen,
-        &keys.ca_pem,
-        &first.admin_key,
-    );
-    match added {
+    let entry = Entry {
+        host: node.name.to_string(),
+        address: format!("https://{}", node.api_listen),
+        ca: keys.ca_pem,
+        key: first.admin_key,
+    };
+    match keep(&entry) {
         Ok(Some((path, name))) => {
             println!(
                 "It is kept for `dwcp` as profile {name} in {}",

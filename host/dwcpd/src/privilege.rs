@@ -1,7 +1,7 @@
 //! What is done while the daemon is still root: the state directory given to its user, the launcher started, and then
 //! root given up for good.
 
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -44,26 +44,25 @@ fn by_name(name: &str) -> Option<(u32, u32)> {
     })
 }
 
-/// Makes the state directory and gives it, with all that is in it, to the daemon's user.
+/// Makes the state directory and gives it to the daemon's user: the directory itself, by its descriptor, and nothing in
+/// it. Whoever owns a directory decides what its names lead to, so root must not follow them.
 pub(crate) fn give_state(dir: &Path, uid: Uid, gid: Gid) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir)
         .with_context(|| format!("The state directory {} cannot be made", dir.display()))?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
-    give(dir, uid, gid)
-}
-
-fn give(path: &Path, uid: Uid, gid: Gid) -> anyhow::Result<()> {
-    let about = std::fs::symlink_metadata(path)?;
-    // What links elsewhere is not ours to give away.
-    if about.is_symlink() {
-        return Ok(());
+    let opened = std::fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(dir)
+        .with_context(|| format!("The state directory {} is no directory", dir.display()))?;
+    let owner = opened.metadata()?.uid();
+    if owner != 0 && owner != uid.as_raw() {
+        bail!(
+            "The state directory {} belongs to user {owner}, and the daemon is to run as user {uid}: name that user with --user, or another directory with --state",
+            dir.display()
+        );
     }
-    chown(path, Some(uid.as_raw()), Some(gid.as_raw()))?;
-    if about.is_dir() {
-        for entry in std::fs::read_dir(path)? {
-            give(&entry?.path(), uid, gid)?;
-        }
-    }
+    nix::unistd::fchown(&opened, Some(uid), Some(gid))?;
+    opened.set_permissions(std::fs::Permissions::from_mode(0o700))?;
     Ok(())
 }
 
@@ -112,6 +111,8 @@ pub(crate) fn drop_root(uid: Uid, gid: Gid) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -122,5 +123,33 @@ mod tests {
         assert!(user(Some("0")).is_err());
         assert!(user(Some("64100")).is_ok_and(|(uid, _)| uid.as_raw() == 64_100));
         assert!(user(None).is_ok());
+    }
+
+    #[test]
+    fn only_the_state_directory_itself_is_given_and_no_link_is_followed() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED privilege: only root gives a directory away");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (uid, gid) = (Uid::from_raw(64_100), Gid::from_raw(64_100));
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        std::fs::write(state.join("inside"), "").unwrap();
+        give_state(&state, uid, gid).unwrap();
+        let about = std::fs::metadata(&state).unwrap();
+        assert_eq!(
+            (about.uid(), about.gid(), about.mode() & 0o777),
+            (64_100, 64_100, 0o700)
+        );
+        assert_eq!(std::fs::metadata(state.join("inside")).unwrap().uid(), 0);
+        // Again, as at every start.
+        give_state(&state, uid, gid).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&state, &link).unwrap();
+        assert!(give_state(&link, uid, gid).is_err());
+        let stranger = Uid::from_raw(64_101);
+        let refused = give_state(&state, stranger, gid).unwrap_err();
+        assert!(refused.to_string().contains("64100"), "{refused}");
     }
 }

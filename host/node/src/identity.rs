@@ -211,11 +211,16 @@ fn read_text(path: &Path) -> Result<String, NodeError> {
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), NodeError> {
     let temporary = path.with_extension("new");
     let write = || -> std::io::Result<()> {
+        // Left by a run that did not end well; what is opened then is new, and no link that somebody put there.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file = fs::OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
@@ -229,4 +234,25 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), NodeError
         path: path.into(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_stale_link_is_replaced_and_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let path = dir.path().join("secret.key");
+        std::os::unix::fs::symlink(&victim, dir.path().join("secret.new")).unwrap();
+        write_private(&path, b"mine").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        write_private(&path, b"again").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "again");
+    }
 }
