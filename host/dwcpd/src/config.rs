@@ -268,4 +268,26 @@ mod tests {
         let error = Config::read(&arguments(&["--config", given])).unwrap_err();
         assert!(format!("{error:#}").contains("nmae"), "{error:#}");
     }
+
+    #[test]
+    fn the_units_agree_on_the_launchers_socket() {
+        let launcher = include_str!("../../launch/systemd/dwcp-launch.service");
+        let daemon = include_str!("../../launch/systemd/dwcpd.service");
+        let value = |unit: &'static str, key: &str| {
+            let mut lines = unit.lines();
+            lines
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+                .unwrap()
+        };
+        let mut words = value(launcher, "ExecStart").split_whitespace();
+        words.find(|word| *word == "--socket").unwrap();
+        let socket = Path::new(words.next().unwrap());
+        let started = value(daemon, "ExecStart").split_whitespace();
+        let config = Config::read(&Arguments::parse_from(started)).unwrap();
+        assert_eq!(config.node.launch_socket, socket);
+        let made = Path::new("/run").join(value(launcher, "RuntimeDirectory"));
+        assert_eq!(socket.parent(), Some(made.as_path()));
+        let state = Path::new("/var/lib").join(value(daemon, "StateDirectory"));
+        assert_eq!(config.node.state_dir, state);
+    }
 }
