@@ -72,15 +72,9 @@ impl Images {
         expected: Option<&str>,
         mut content: ByteStream,
     ) -> Answer<Image> {
-        let temporary = self
-            .dir
-            .join("incoming")
-            .join(uuid::Uuid::now_v7().to_string());
-        let taken = self.take(&temporary, expected, &mut content).await;
-        if taken.is_err() {
-            let _ = tokio::fs::remove_file(&temporary).await;
-        }
-        let (digest, size_bytes) = taken?;
+        let name = uuid::Uuid::now_v7().to_string();
+        let temporary = Temporary(self.dir.join("incoming").join(name));
+        let (digest, size_bytes) = self.take(&temporary, expected, &mut content).await?;
         Ok(Image {
             digest,
             size_bytes,
@@ -91,11 +85,13 @@ impl Images {
 
     async fn take(
         &self,
-        temporary: &Path,
+        temporary: &Temporary,
         expected: Option<&str>,
         content: &mut ByteStream,
     ) -> Answer<(String, u64)> {
-        let mut file = tokio::fs::File::create(temporary).await.map_err(internal)?;
+        // Not on another thread, where it might be made after its guard is gone.
+        let file = std::fs::File::create_new(&temporary.0).map_err(internal)?;
+        let mut file = tokio::fs::File::from_std(file);
         let mut hash = Sha256::new();
         let mut size = 0u64;
         while let Some(piece) = content.next().await {
@@ -121,7 +117,7 @@ impl Images {
             )));
         }
         let path = self.path(&digest)?;
-        tokio::fs::rename(temporary, &path)
+        tokio::fs::rename(&temporary.0, &path)
             .await
             .map_err(internal)?;
         sync_dir(&self.dir.join("sha256")).await?;
@@ -138,7 +134,52 @@ impl Images {
     }
 }
 
+/// A file that is removed when dropped, unless it has got its name by then: a client that leaves drops its upload
+/// wherever that stands.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 async fn sync_dir(dir: &Path) -> Answer<()> {
     let dir = tokio::fs::File::open(dir).await.map_err(internal)?;
     dir.sync_all().await.map_err(internal)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use bytes::Bytes;
+    use futures::{FutureExt, stream};
+
+    use super::*;
+
+    fn left(dir: &Path) -> usize {
+        std::fs::read_dir(dir.join("incoming")).unwrap().count()
+    }
+
+    #[tokio::test]
+    async fn an_upload_leaves_an_image_or_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = Images::open(dir.path().into()).unwrap();
+        let whole = || Box::pin(stream::iter([Ok(Bytes::from_static(b"content"))]));
+        let image = images.put("", None, whole()).await.unwrap();
+        assert!(images.has(&image.digest));
+        assert!(
+            images
+                .put("", Some(&"0".repeat(64)), whole())
+                .await
+                .is_err()
+        );
+        assert_eq!(left(dir.path()), 0);
+        let mut waiting = Box::pin(images.put("", None, Box::pin(stream::pending())));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(left(dir.path()), 1);
+        drop(waiting);
+        assert_eq!(left(dir.path()), 0);
+    }
 }
