@@ -11,13 +11,18 @@ use dwcp_policy::{
     ApplyError, BindError, Engine, Judge, Mode, PolicySet, Question, RemoveError, SandboxEngine,
     Source,
 };
+use dwcp_store::Typed;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::decide::{Decider, StoreRecorder};
-use crate::errors::{NodeError, conflict, impossible, internal, invalid, record};
+use crate::errors::{NodeError, chain, conflict, impossible, internal, invalid, record};
 use crate::node::Node;
 use crate::state::{Peer, Records, now_ms, object};
+
+/// Bindings at once; the set of policies takes no more.
+const BINDINGS_MAX: usize = 1_024;
 
 /// The engine that decides Rego now; it changes when a plugin is installed.
 struct Current(RwLock<Arc<SandboxEngine>>);
@@ -35,6 +40,8 @@ pub(crate) struct Policies {
     set: Arc<PolicySet>,
     current: Arc<Current>,
     recorder: Arc<StoreRecorder>,
+    /// Held during a change, so that store and set follow the same order.
+    change: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Policies {
@@ -83,6 +90,7 @@ impl Policies {
             set: Arc::new(PolicySet::new(current.clone(), recorder.clone())),
             current,
             recorder,
+            change: tokio::sync::Mutex::new(()),
         };
         policies.restore(records).await?;
         Ok(policies)
@@ -110,6 +118,7 @@ impl Policies {
 
     /// The installed engine has changed: everything is compiled again.
     pub(crate) async fn engine_changed(&self, node: &Node) -> Answer<()> {
+        let _change = self.change.lock().await;
         {
             let mut current = self
                 .current
@@ -185,20 +194,22 @@ impl Policies {
         .await
     }
 
-    /// Puts a policy in force and keeps it.
+    /// Checks a policy, keeps it, and puts it in force: what is in force is never more than what is kept.
     pub(crate) async fn apply(
         &self,
         node: &Node,
         name: &Name,
         text: String,
     ) -> Answer<dwcp_store::Versioned<Policy>> {
-        let set = self.set.clone();
+        let _change = self.change.lock().await;
+        let policies = &node.records.policies;
         let made = source(name.as_str(), &text);
-        let applied_name = name.to_string();
-        let applied = tokio::task::spawn_blocking(move || set.apply(&applied_name, &made))
+        let (set, checked) = (self.set.clone(), made.clone());
+        let summary = tokio::task::spawn_blocking(move || set.check(&checked))
             .await
-            .map_err(internal)?;
-        let summary = applied.map_err(|error| wrong(name, error))?;
+            .map_err(internal)?
+            .map_err(|error| wrong(name, error.into()))?;
+        let before = policies.get(name.as_str()).await.map_err(record)?;
         let policy = Policy {
             name: name.clone(),
             digest: hex::encode(Sha256::digest(text.as_bytes())),
@@ -206,9 +217,19 @@ impl Policies {
             facts: summary.facts.into_iter().map(|fact| fact.name).collect(),
             applied_ms: now_ms(),
         };
-        let kept = node.records.policies.put(name.as_str(), &policy).await;
+        let kept = policies.put(name.as_str(), &policy).await;
         kept.map_err(record)?;
-        let found = node.records.policies.get(name.as_str()).await;
+        let (set, id) = (self.set.clone(), name.to_string());
+        let applied = tokio::task::spawn_blocking(move || set.apply(&id, &made)).await;
+        let applied = applied.map_err(internal).and_then(|applied| {
+            let applied = applied.map(drop);
+            applied.map_err(|error| wrong(name, error))
+        });
+        if let Err(fault) = applied {
+            undo(policies, name.as_str(), before).await;
+            return Err(fault);
+        }
+        let found = policies.get(name.as_str()).await;
         found
             .map_err(record)?
             .ok_or_else(|| conflict("The policy was removed meanwhile"))
@@ -216,22 +237,27 @@ impl Policies {
 
     /// Removes a policy that is bound nowhere.
     pub(crate) async fn remove(&self, node: &Node, name: &Name) -> Answer<()> {
-        self.set
-            .remove(name.as_str())
-            .map_err(|error| match error {
-                RemoveError::Unknown(_) => Fault::not_found(format!("policy {name}")),
-                bound @ RemoveError::Bound(_) => conflict(bound.to_string()),
-            })?;
-        node.records
-            .policies
-            .delete(name.as_str())
-            .await
-            .map(drop)
-            .map_err(record)
+        let _change = self.change.lock().await;
+        let all = self.set.policies();
+        let Some(status) = all.iter().find(|status| status.name == name.as_str()) else {
+            return Err(not_removed(name, RemoveError::Unknown(name.to_string())));
+        };
+        if !status.bindings.is_empty() {
+            return Err(not_removed(name, RemoveError::Bound(name.to_string())));
+        }
+        let policies = &node.records.policies;
+        let before = policies.get(name.as_str()).await.map_err(record)?;
+        policies.delete(name.as_str()).await.map_err(record)?;
+        if let Err(error) = self.set.remove(name.as_str()) {
+            undo(policies, name.as_str(), before).await;
+            return Err(not_removed(name, error));
+        }
+        Ok(())
     }
 
     /// Binds a policy: kept first, then in force, so that a crash between the two loosens nothing.
     pub(crate) async fn bind(&self, node: &Node, binding: &Binding) -> Answer<()> {
+        let _change = self.change.lock().await;
         let made = bound(binding)?;
         let known = node.records.policies.get(binding.policy.as_str()).await;
         if known.map_err(record)?.is_none() {
@@ -240,25 +266,29 @@ impl Policies {
                 binding.policy
             )));
         }
+        let bindings = &node.records.bindings;
         let key = key(&binding.policy, &binding.action, binding.project.as_ref());
-        node.records
-            .bindings
-            .put(&key, binding)
-            .await
-            .map_err(record)?;
+        let all = node.records.all(bindings).await.map_err(record)?;
+        let many = all.len() >= BINDINGS_MAX;
+        let before = all.into_iter().find(|found| found.id == key);
+        if many && before.is_none() {
+            return Err(not_bound(BindError::TooMany));
+        }
+        bindings.put(&key, binding).await.map_err(record)?;
         let set = self.set.clone();
-        tokio::task::spawn_blocking(move || set.bind(made))
-            .await
-            .map_err(internal)?
-            .map_err(|error| match error {
-                BindError::TooMany => impossible(error.to_string()),
-                other => conflict(other.to_string()),
-            })?;
-        Ok(())
+        let done = tokio::task::spawn_blocking(move || set.bind(made)).await;
+        let done = done
+            .map_err(internal)
+            .and_then(|done| done.map(drop).map_err(not_bound));
+        if done.is_err() {
+            undo(bindings, &key, before).await;
+        }
+        done
     }
 
     /// Unbinds a policy from an action, in all projects where it is bound to it.
     pub(crate) async fn unbind(&self, node: &Node, policy: &Name, action: &str) -> Answer<()> {
+        let _change = self.change.lock().await;
         let all = node.records.all(&node.records.bindings).await;
         let mut found = false;
         for binding in all.map_err(record)? {
@@ -292,6 +322,39 @@ fn question(action: &str, principal: Value, project: &Name, object: Value) -> Qu
         project: project.to_string(),
         object,
         facts: json!({}),
+    }
+}
+
+/// Brings a record back to what it was before a change that did not come into force.
+async fn undo<T: Serialize + DeserializeOwned>(
+    kind: &Typed<T>,
+    id: &str,
+    before: Option<dwcp_store::Versioned<T>>,
+) {
+    let undone = match before {
+        Some(before) => kind.put(id, &before.value).await.map(drop),
+        None => kind.delete(id).await.map(drop),
+    };
+    if let Err(error) = undone {
+        tracing::error!(
+            "{} was refused and stays kept; it will be in force after a restart: {}",
+            kind.key(id),
+            chain(&error)
+        );
+    }
+}
+
+fn not_bound(error: BindError) -> Fault {
+    match error {
+        BindError::TooMany => impossible(error.to_string()),
+        other => conflict(other.to_string()),
+    }
+}
+
+fn not_removed(name: &Name, error: RemoveError) -> Fault {
+    match error {
+        RemoveError::Unknown(_) => Fault::not_found(format!("policy {name}")),
+        bound @ RemoveError::Bound(_) => conflict(bound.to_string()),
     }
 }
 
