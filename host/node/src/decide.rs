@@ -16,6 +16,7 @@ use dwcp_plugins::{
     Compiled, DecisionRecord, Document, Outcome, Placement, Recorder, Sandbox, SandboxConfig,
     Setup, Stamp, Template, TemplateError, VmSpec as Expanded, World,
 };
+use dwcp_store::{Entry, Op, StoreError, Txn, TypedError};
 use tokio::sync::mpsc;
 
 use crate::config::NodeConfig;
@@ -27,6 +28,10 @@ use crate::state::{Records, newest_first, now_ms};
 const QUEUE_MAX: usize = 1024;
 /// Decisions kept.
 const DECISIONS_MAX: usize = 10_000;
+/// Decisions held in memory at a time, and removed in one transaction.
+const PAGE: usize = 100;
+/// Longest id of a decision: a UUID, a slash, a policy's name.
+const ID_BYTES_MAX: usize = 36 + 1 + 64;
 
 /// The plugins in use.
 #[derive(Default)]
@@ -77,7 +82,9 @@ impl StoreRecorder {
 
     /// Runs `decide` with a new stamp whose records are about `subject`.
     pub(crate) fn about<T>(&self, subject: &str, decide: impl FnOnce(&Stamp) -> T) -> (String, T) {
-        let stamp = Stamp::new(uuid::Uuid::now_v7().to_string(), now_ms());
+        // The time is the id's own, so that the record can be found by its id.
+        let id = uuid::Uuid::now_v7();
+        let stamp = Stamp::new(id.to_string(), uuid_ms(&id).unwrap_or_else(now_ms));
         self.subjects().insert(stamp.id.clone(), subject.to_owned());
         let answer = decide(&stamp);
         self.subjects().remove(&stamp.id);
@@ -524,11 +531,130 @@ async fn keep(records: Records, mut decisions: mpsc::Receiver<(DecisionRecord, S
     }
 }
 
+/// Deletes what lies beyond the newest [`DECISIONS_MAX`]; holds one page of them at a time.
 async fn trim(records: &Records) {
-    let Ok(all) = records.all(&records.decisions).await else {
-        return;
+    if let Err(error) = trim_to(records, DECISIONS_MAX).await {
+        tracing::error!("old decisions are not removed: {}", chain(&error));
+    }
+}
+
+async fn trim_to(records: &Records, max: usize) -> Result<(), StoreError> {
+    let prefix = records.decisions.key("");
+    let mut seen = 0usize;
+    let mut after: Option<String> = None;
+    loop {
+        let page = records
+            .store
+            .range(&prefix, after.as_deref(), PAGE, None)
+            .await?;
+        after = page.next_after().map(str::to_owned);
+        let kept = max.saturating_sub(seen).min(page.entries.len());
+        seen += page.entries.len();
+        if let Some(old) = page.entries.get(kept..).filter(|old| !old.is_empty()) {
+            let delete = |txn: Txn, old: &Entry| txn.then(Op::delete(old.key.clone()));
+            let txn = old.iter().fold(Txn::new(), delete);
+            records.store.transact(txn).await?;
+        }
+        if after.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// One decision by its id, which ends in `/POLICY` where a policy set asked one of its policies.
+pub(crate) async fn find(records: &Records, id: &str) -> Result<Option<Decision>, TypedError> {
+    // Every id begins with a UUID, which says when the decision was made, and so where it lies.
+    let uuid = id.get(..36).and_then(|text| text.parse().ok());
+    let Some(time_ms) = uuid.as_ref().and_then(uuid_ms) else {
+        return Ok(None);
     };
-    for old in all.iter().skip(DECISIONS_MAX) {
-        let _ = records.decisions.delete(&old.id).await;
+    if id.len() > ID_BYTES_MAX {
+        return Ok(None);
+    }
+    if let Some(found) = records.decisions.get(&newest_first(time_ms, id)).await? {
+        return Ok(Some(found.value));
+    }
+    // Its time was taken from the clock a moment later, as older versions did.
+    let mut after: Option<String> = None;
+    loop {
+        let page = records.decisions.list(after.as_deref(), PAGE, None).await?;
+        after = page.records.last().map(|last| last.id.clone());
+        let more = page.more;
+        let mut found = page.records.into_iter().map(|found| found.value);
+        if let Some(found) = found.find(|found| found.id == id) {
+            return Ok(Some(found));
+        }
+        if !more || after.is_none() {
+            return Ok(None);
+        }
+    }
+}
+
+/// The time in a UUID of version 7, ms.
+fn uuid_ms(uuid: &uuid::Uuid) -> Option<u64> {
+    let (seconds, nanos) = uuid.get_timestamp()?.to_unix();
+    Some(seconds * 1000 + u64::from(nanos) / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use dwcp_store::RedbStore;
+
+    use super::*;
+
+    fn decision(id: &str, time_ms: u64) -> Decision {
+        Decision {
+            id: id.into(),
+            time_ms,
+            world: "policy".into(),
+            plugin: String::new(),
+            digest: String::new(),
+            subject: String::new(),
+            input: serde_json::Value::Null,
+            answer: serde_json::Value::Null,
+            fault: false,
+            duration_us: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_newest_decisions_are_kept_and_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
+        let records = Records::new(Arc::new(store));
+        let mut ids = Vec::new();
+        for number in 0..2 * PAGE as u64 + 50 {
+            let time_ms = 1_700_000_000_000 + number;
+            let time = uuid::Timestamp::from_unix(
+                uuid::NoContext,
+                time_ms / 1000,
+                (time_ms % 1000) as u32 * 1_000_000,
+            );
+            let id = format!("{}/rule", uuid::Uuid::new_v7(time));
+            // Some were kept under a later time than their id's.
+            let key = newest_first(time_ms + number % 2, &id);
+            let op = records.decisions.put_op(&key, &decision(&id, time_ms));
+            records
+                .store
+                .transact(Txn::new().then(op.unwrap()))
+                .await
+                .unwrap();
+            ids.push(id);
+        }
+        trim_to(&records, 60).await.unwrap();
+        let left = records.all(&records.decisions).await.unwrap();
+        assert_eq!(left.len(), 60);
+        for (age, id) in ids.iter().rev().enumerate().step_by(7) {
+            // The two around the border may have changed places.
+            if (58..=62).contains(&age) {
+                continue;
+            }
+            let found = find(&records, id).await.unwrap();
+            assert_eq!(found.is_some(), age < 60, "age {age}");
+        }
+        assert!(find(&records, "nonsense").await.unwrap().is_none());
+        assert!(find(&records, &"é".repeat(30)).await.unwrap().is_none());
     }
 }

@@ -332,14 +332,21 @@ impl Service for Node {
     }
 
     async fn migration_get(&self, project: &Name, id: &str) -> Answer<Versioned<Migration>> {
-        let all = self.records.all(&self.records.migrations).await;
-        let found = all
-            .map_err(record)?
-            .into_iter()
-            .find(|found| found.value.id == id && found.value.project == *project);
-        found
-            .map(versioned)
-            .ok_or_else(|| Fault::not_found(format!("migration {id} in project {project}")))
+        let prefix = format!("{project}/");
+        let mut cursor = None;
+        loop {
+            let part = PageRequest { cursor, limit: 100 };
+            let part = page(&self.records.migrations, &prefix, part, |found| found).await?;
+            let mut found = part.items.into_iter();
+            if let Some(found) = found.find(|found| found.value.id == id) {
+                return Ok(versioned(found));
+            }
+            cursor = part.next_cursor;
+            if cursor.is_none() {
+                let what = format!("migration {id} in project {project}");
+                return Err(Fault::not_found(what));
+            }
+        }
     }
 
     async fn migration_resolve(
@@ -531,10 +538,9 @@ impl Service for Node {
     }
 
     async fn decision_get(&self, id: &str) -> Answer<Decision> {
-        let all = self.records.all(&self.records.decisions).await;
-        let found = all.map_err(record)?.into_iter().find(|f| f.value.id == id);
+        let found = crate::decide::find(&self.records, id).await;
         found
-            .map(|f| f.value)
+            .map_err(record)?
             .ok_or_else(|| Fault::not_found(format!("decision {id}")))
     }
 
