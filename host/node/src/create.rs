@@ -3,7 +3,9 @@
 use dwcp_api::Fault;
 use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
-use dwcp_control::records::{Desired, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec};
+use dwcp_control::records::{
+    Desired, Placement, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec,
+};
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
 use crate::errors::{impossible, invalid, record};
@@ -29,15 +31,8 @@ pub(crate) async fn create(
         .await?;
     let fleet = node.fleet().await?;
     let region = node.config.region.as_str();
-    let placement = node.decider.place(fleet, region, &spec, &at).await?;
-    if let Some(placed) = &placement
-        && placed.host != node.config.name
-    {
-        return Err(impossible(format!(
-            "The placement plugin chose {}, which is not a host of this region",
-            placed.host
-        )));
-    }
+    let placed = node.decider.place(fleet, region, &spec, &at).await?;
+    let placement = placed.map(|placed| here(placed, &node.config.name));
     let vm = Vm {
         id: uuid::Uuid::now_v7().to_string(),
         project: project.clone(),
@@ -59,6 +54,23 @@ pub(crate) async fn create(
     };
     node.record_vm(&vm).await?;
     Ok(vm)
+}
+
+/// A placement on this host. A plugin that chose another, which it may not, costs its answer and not the request.
+fn here(mut placed: Placement, this: &Name) -> Placement {
+    if placed.host == *this {
+        return placed;
+    }
+    let why = format!(
+        "{} was chosen, which is not a host of this region: {this} is taken instead",
+        placed.host
+    );
+    tracing::error!("{}: {why}", placed.plugin);
+    placed.host = this.clone();
+    placed.score = 0.0;
+    placed.reasons.clear();
+    placed.alternatives.insert(0, why);
+    placed
 }
 
 /// The template's specification, if there is one, under what the request says itself.
@@ -162,4 +174,29 @@ fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
         },
         tags: expanded.tags,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_choice_of_another_host_falls_back_to_this_one() {
+        let this = Name::new("left").unwrap();
+        let placed = |host: &str| Placement {
+            decision: "d".into(),
+            plugin: "dwcp/placement@1.0.0".into(),
+            host: Name::new(host).unwrap(),
+            score: 0.5,
+            reasons: vec!["free 1.00".into()],
+            alternatives: Vec::new(),
+        };
+        assert_eq!(here(placed("left"), &this), placed("left"));
+        let fallen = here(placed("evil"), &this);
+        assert_eq!(fallen.host, this);
+        assert!(fallen.reasons.is_empty());
+        assert!(fallen.alternatives[0].contains("evil"));
+    }
 }

@@ -423,7 +423,8 @@ fn shown(
 }
 
 impl Node {
-    /// The hosts that placement sees: this one, and the others as last heard.
+    /// The hosts that placement sees: this one, and the others as last heard. A region has one host, so that one which
+    /// calls itself another of this region is left out: what it says could draw all machines of the region to it.
     pub(crate) async fn fleet(&self) -> Answer<Fleet> {
         let capacity = self.capacity().await?;
         let own = host(
@@ -436,6 +437,9 @@ impl Node {
         let mut hosts = vec![own];
         let mut regions = vec![region(self.config.region.as_str())];
         for (name, heard) in self.heard() {
+            if heard.region == self.config.region {
+                continue;
+            }
             hosts.push(host(
                 name.as_str(),
                 heard.region.as_str(),
