@@ -14,6 +14,7 @@ use dwcp_control::records::{
     MarketplaceItem, MigrateRequest, Migration, MigrationPhase, Operation, Plugin, PluginInstall,
     Policy, Side, Template, Vm, VmCreate, VmPhase,
 };
+use futures::StreamExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -282,19 +283,7 @@ impl Service for Node {
             .await?;
         socket.set_nonblocking(true).map_err(internal)?;
         let socket = tokio::net::UnixStream::from_std(socket).map_err(internal)?;
-        let (reader, mut writer) = socket.into_split();
-        let (input, mut typed) = tokio::sync::mpsc::channel::<bytes::Bytes>(64);
-        tokio::spawn(async move {
-            while let Some(bytes) = typed.recv().await {
-                if writer.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Console {
-            output: pieces(reader),
-            input,
-        })
+        Ok(console(socket))
     }
 
     async fn vm_log(&self, project: &Name, name: &Name) -> Answer<ByteStream> {
@@ -621,6 +610,37 @@ fn remembered_key(who: &Principal, key: &str) -> String {
     hex::encode(Sha256::digest(format!("{}\n{key}", who.name)))
 }
 
+/// Both ways of a console. Dropping its output ends it, whatever the guest has not read by then.
+fn console(socket: tokio::net::UnixStream) -> Console {
+    let (reader, mut writer) = socket.into_split();
+    let (input, mut typed) = tokio::sync::mpsc::channel::<bytes::Bytes>(64);
+    let writing = tokio::spawn(async move {
+        while let Some(bytes) = typed.recv().await {
+            if writer.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    });
+    let writing = Ends(writing);
+    let output = pieces(reader).map(move |piece| {
+        let _writing = &writing;
+        piece
+    });
+    Console {
+        output: Box::pin(output),
+        input,
+    }
+}
+
+/// A task that ends when this is dropped.
+struct Ends(tokio::task::JoinHandle<()>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// What is read, in pieces, as it comes.
 fn pieces(reader: impl tokio::io::AsyncRead + Send + Unpin + 'static) -> ByteStream {
     Box::pin(futures::stream::unfold(reader, |mut reader| async move {
@@ -850,5 +870,29 @@ impl Node {
         self.this
             .upgrade()
             .unwrap_or_else(|| unreachable!("a node that answers is alive"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_console_whose_reader_left_ends_though_the_guest_reads_nothing() {
+        let (ours, mut guest) = tokio::net::UnixStream::pair().unwrap();
+        let Console { output, input } = console(ours);
+        let piece = bytes::Bytes::from(vec![0; 64 << 10]);
+        // Until neither the socket nor the queue takes any more.
+        let short = std::time::Duration::from_millis(200);
+        while let Ok(sent) = tokio::time::timeout(short, input.send(piece.clone())).await {
+            sent.unwrap();
+        }
+        drop(output);
+        input.closed().await;
+        let mut rest = Vec::new();
+        guest.read_to_end(&mut rest).await.unwrap();
+        assert!(!rest.is_empty());
     }
 }
