@@ -68,10 +68,12 @@ pub(crate) async fn authenticate(
     next: Next,
 ) -> Response {
     let Some(key) = bearer(request.headers()) else {
+        api.service.denied("no API key").await;
         let detail = "Send an API key as `Authorization: Bearer KEY`";
         return Problem::new(FaultKind::Unauthenticated, detail).into_response();
     };
     let Some(principal) = api.service.authenticate(key).await else {
+        api.service.denied("an API key of nobody").await;
         let detail = "The API key belongs to nobody; check the profile in use";
         return Problem::new(FaultKind::Unauthenticated, detail).into_response();
     };

@@ -149,6 +149,9 @@ impl std::fmt::Debug for Console {
 pub trait Service: Send + Sync + 'static {
     /// Who an API key belongs to; `None` if nobody.
     async fn authenticate(&self, api_key: &str) -> Option<Principal>;
+    /// Told of every request that is refused because nobody known asks; `what` says what was wrong with it. It is
+    /// answered when this returns. Such requests cost their sender nothing, so they may be counted and noted together.
+    async fn denied(&self, what: &str);
     /// The answer kept under an idempotency key of this principal.
     async fn recall(&self, who: &Principal, key: &str) -> Answer<Option<Remembered>>;
     /// Keeps an answer under an idempotency key, for a day.
@@ -213,7 +216,7 @@ pub trait Service: Send + Sync + 'static {
     /// Attaches to its console.
     async fn vm_console(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Console>;
     /// What it printed on its serial line (the last part is kept).
-    async fn vm_log(&self, project: &Name, name: &Name) -> Answer<ByteStream>;
+    async fn vm_log(&self, who: &Principal, project: &Name, name: &Name) -> Answer<ByteStream>;
     /// Moves it to another host while it runs. The operation carries the migration.
     async fn vm_migrate(
         &self,

@@ -119,6 +119,10 @@ async fn nobody_unknown_is_told_anything() {
         Body::empty(),
     );
     host.send(request).await.problem(401, "unauthenticated");
+    let denied = host.fake.denied();
+    assert_eq!(denied.len(), 26);
+    assert_eq!(denied[0], "no API key");
+    assert_eq!(denied[1], "an API key of nobody");
 }
 
 #[tokio::test]

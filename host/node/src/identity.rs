@@ -6,7 +6,8 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use dwcp_wire::tls::Identity;
 use rcgen::{
@@ -35,6 +36,8 @@ pub struct HostKeys {
     pub(crate) peer: Identity,
     pub(crate) audit_seed: [u8; 32],
     admin_hash: [u8; 32],
+    /// Those who came without a key that is known.
+    pub(crate) strangers: Strangers,
 }
 
 impl HostKeys {
@@ -67,6 +70,7 @@ impl HostKeys {
             peer,
             audit_seed,
             admin_hash,
+            strangers: Strangers::default(),
         };
         Ok((keys, first))
     }
@@ -81,6 +85,58 @@ impl HostKeys {
     /// SHA-256 of the certificate that other hosts pin.
     pub(crate) fn fingerprint(&self) -> String {
         self.peer.fingerprint().to_string()
+    }
+}
+
+/// Counts requests of nobody known, so that the audit log has all of them in at most one entry a [`Strangers::SILENCE`]:
+/// whoever needs no key must not be able to fill it.
+#[derive(Debug, Default)]
+pub(crate) struct Strangers(Mutex<Unsaid>);
+
+#[derive(Debug, Default)]
+struct Unsaid {
+    said: Option<Instant>,
+    count: u64,
+}
+
+/// What to do about one more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// Note this many, now.
+    Say(u64),
+    /// Wait for [`Strangers::SILENCE`] and note those of [`Strangers::waited`].
+    First,
+    /// Somebody waits already.
+    Counted,
+}
+
+impl Strangers {
+    /// Between two entries.
+    pub(crate) const SILENCE: Duration = Duration::from_secs(1);
+
+    /// One more.
+    pub(crate) fn came(&self, now: Instant) -> Came {
+        let mut unsaid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let quiet = unsaid
+            .said
+            .is_none_or(|said| now.saturating_duration_since(said) >= Self::SILENCE);
+        if quiet && unsaid.count == 0 {
+            unsaid.said = Some(now);
+            return Came::Say(1);
+        }
+        unsaid.count += 1;
+        if unsaid.count == 1 {
+            Came::First
+        } else {
+            Came::Counted
+        }
+    }
+
+    /// Those who came since somebody began to wait.
+    pub(crate) fn waited(&self, now: Instant) -> u64 {
+        let mut unsaid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        unsaid.said = Some(now);
+        std::mem::take(&mut unsaid.count)
     }
 }
 
@@ -241,6 +297,21 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    #[test]
+    fn strangers_are_counted_and_noted_once_in_a_while() {
+        let strangers = Strangers::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(strangers.came(at(0)), Came::Say(1));
+        assert_eq!(strangers.came(at(1)), Came::First);
+        assert_eq!(strangers.came(at(2)), Came::Counted);
+        assert_eq!(strangers.came(at(1_000)), Came::Counted);
+        assert_eq!(strangers.waited(at(1_001)), 3);
+        assert_eq!(strangers.came(at(1_002)), Came::First);
+        assert_eq!(strangers.waited(at(2_002)), 1);
+        assert_eq!(strangers.came(at(3_002)), Came::Say(1));
+    }
 
     #[test]
     fn a_stale_link_is_replaced_and_not_followed() {

@@ -7,6 +7,7 @@ use dwcp_api::service::{
     Answer, ByteStream, Console, Page, PageRequest, RecordStream, Remembered, Versioned,
 };
 use dwcp_api::{Fault, FaultKind, Principal, Service};
+use dwcp_audit::Outcome;
 use dwcp_control::Name;
 use dwcp_control::ownership::Ownership;
 use dwcp_control::records::{
@@ -20,6 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::create;
 use crate::errors::{conflict, internal, invalid, record};
+use crate::identity::{Came, Strangers};
 use crate::node::Node;
 use crate::outgoing::{self, Outgoing};
 use crate::peers;
@@ -36,6 +38,24 @@ impl Service for Node {
         self.keys.is_admin(api_key).then(|| Principal {
             name: "key:admin".into(),
         })
+    }
+
+    async fn denied(&self, what: &str) {
+        let this = self.this.upgrade();
+        match self.keys.strangers.came(std::time::Instant::now()) {
+            Came::Say(count) => self.audit_strangers(what, count).await,
+            Came::First => {
+                let what = what.to_owned();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Strangers::SILENCE).await;
+                    if let Some(node) = this {
+                        let count = node.keys.strangers.waited(std::time::Instant::now());
+                        node.audit_strangers(&what, count).await;
+                    }
+                });
+            }
+            Came::Counted => {}
+        }
     }
 
     async fn recall(&self, who: &Principal, key: &str) -> Answer<Option<Remembered>> {
@@ -286,16 +306,19 @@ impl Service for Node {
         Ok(console(socket))
     }
 
-    async fn vm_log(&self, project: &Name, name: &Name) -> Answer<ByteStream> {
+    async fn vm_log(&self, who: &Principal, project: &Name, name: &Name) -> Answer<ByteStream> {
         let vm = self.find_vm(project, name).await?.value;
         let path = self.vm_dir(&vm.id).join("serial.log");
-        match tokio::fs::File::open(path).await {
+        let opened = match tokio::fs::File::open(path).await {
             Ok(file) => Ok(pieces(file)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Fault::not_found(
                 format!("log of {name} here: it has not run on {}", self.config.name),
             )),
             Err(error) => Err(internal(error)),
-        }
+        };
+        // What a machine prints may be anything, so reading it is noted as attaching to it is.
+        let at = object(project, name);
+        self.audited(who, "vm.log", &at, json!({}), opened).await
     }
 
     async fn vm_migrate(
@@ -657,6 +680,14 @@ fn pieces(reader: impl tokio::io::AsyncRead + Send + Unpin + 'static) -> ByteStr
 }
 
 impl Node {
+    /// Notes requests of nobody known; one entry may stand for several.
+    async fn audit_strangers(&self, what: &str, count: u64) {
+        let detail = json!({ "why": what, "requests": count });
+        let noted = self.audit("nobody", "api.authenticate", "api", Outcome::Denied, detail);
+        // They are refused anyway; why it is not noted is in the daemon's log.
+        let _ = noted.await;
+    }
+
     async fn begin_start(&self, vm: &Vm) -> Answer<Operation> {
         let at = object(&vm.project, &vm.name);
         let (operation, running) = self.operations.begin("vm.start", &at, "starting").await?;

@@ -199,7 +199,7 @@ async fn get_vm_log(
     Query(LogParams { follow }): Query<LogParams>,
 ) -> Reply {
     if !follow {
-        let log = api.service.vm_log(&project, &name).await?;
+        let log = api.service.vm_log(&who, &project, &name).await?;
         return Ok(bytes(Body::from_stream(log)));
     }
     let place = api.stream()?;

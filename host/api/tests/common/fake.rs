@@ -51,6 +51,7 @@ pub(super) struct State {
     pub(super) decisions: Vec<Decision>,
     pub(super) audit: Option<Log>,
     pub(super) remembered: HashMap<(String, String), Remembered>,
+    pub(super) denied: Vec<String>,
 }
 
 impl State {
@@ -93,6 +94,11 @@ impl Fake {
     /// How often a machine was really created.
     pub fn created(&self) -> usize {
         self.created.load(Ordering::SeqCst)
+    }
+
+    /// Requests of nobody known that it was told of.
+    pub fn denied(&self) -> Vec<String> {
+        self.state().denied.clone()
     }
 
     /// Puts a machine there, as if it had been created.

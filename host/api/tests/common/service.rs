@@ -31,6 +31,9 @@ impl Service for Fake {
         };
         Some(Principal { name: name.into() })
     }
+    async fn denied(&self, what: &str) {
+        self.state().denied.push(what.to_owned());
+    }
     async fn recall(&self, who: &Principal, key: &str) -> Answer<Option<Remembered>> {
         let key = (who.name.clone(), key.to_owned());
         Ok(self.state().remembered.get(&key).cloned())
@@ -243,7 +246,7 @@ impl Service for Fake {
     async fn vm_console(&self, _: &Principal, project: &Name, name: &Name) -> Answer<Console> {
         self.attach(project, name)
     }
-    async fn vm_log(&self, project: &Name, name: &Name) -> Answer<ByteStream> {
+    async fn vm_log(&self, _: &Principal, project: &Name, name: &Name) -> Answer<ByteStream> {
         self.vm(project, name)?;
         let lines = [b"booted\r\n".as_slice(), b"tick 1\r\n"];
         let pieces = lines.map(|line| Ok(bytes::Bytes::from_static(line)));
