@@ -63,6 +63,10 @@ pub fn inherit() -> Result<Inheritance, InheritError> {
     if TAKEN.swap(true, Ordering::SeqCst) {
         return Err(InheritError::Twice);
     }
+    // A heap of a thread's own is shrunk after a look at `/proc/sys/vm/overcommit_memory`, and their number follows
+    // from `/sys`: calls that no filter here allows. The one heap that all share needs neither.
+    // SAFETY: changes a setting of the allocator.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     take(LAST_WORDS_FD)?;
     let configuration_fd = take(CONFIGURATION_FD)?;
     let mut raw = Vec::with_capacity(count);
