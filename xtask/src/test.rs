@@ -85,9 +85,10 @@ pub fn stages(plan: &Plan) -> Result<Vec<(&'static str, Outcome)>> {
     stages.push((Tier::Plugins.name(), outcome));
 
     let start = Instant::now();
-    let made = step("Building programs and tests", || {
+    let mut made = step("Building programs and tests", || {
         cargo::build(&["--workspace", "--bins", "--tests", "--examples"])
     })?;
+    made.sort_by(|a, b| (&a.package, &a.target).cmp(&(&b.package, &b.target)));
     let build = Outcome {
         time: start.elapsed(),
         ..Outcome::default()
