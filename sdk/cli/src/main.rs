@@ -3,6 +3,9 @@
 //! Tables are for people and JSON (`-o json`) for programs; what goes wrong is said on standard error. It ends with 0
 //! when what was asked for happened, 1 when it did not, 2 when it was not understood.
 
+// Help texts are doc comments, and a help text says `NAME[@VERSION]`, which is no link.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 mod args;
 mod colour;
 mod commands;
