@@ -82,15 +82,17 @@ impl Random {
     }
 }
 
-/// Whether there is something to harm at a step: before a process is made, it cannot be killed.
+/// Whether there is surely something to harm at a step: a process is not there before it is made, nor when the other
+/// side may have ended it in peace.
 fn applies(step: &str, harm: Harm) -> bool {
     let accepted = matches!(step, "source.accepted" | "destination.accepted");
     let prepared = matches!(step, "source.prepared" | "destination.prepared");
+    // The source has its answer by then, and tidies up beside us.
+    let told = step == "destination.running";
     match harm {
-        Harm::Mover(0) => !accepted && !prepared,
-        // By the time that the source has its answer, the destination's mover may have been ended in peace.
+        Harm::Mover(0) => !accepted && !prepared && !told,
         Harm::Mover(_) => !accepted && step != "source.answered",
-        Harm::IdleVmm => !accepted,
+        Harm::IdleVmm => !accepted && !told,
         _ => true,
     }
 }
