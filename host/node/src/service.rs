@@ -1,36 +1,28 @@
 //! The API's trait, carried out: each operation checked, done, and in the audit log before it is answered.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use dwcp_api::service::{
     Answer, ByteStream, Console, Page, PageRequest, RecordStream, Remembered, Versioned,
 };
-use dwcp_api::{Fault, FaultKind, Principal, Service};
-use dwcp_audit::Outcome;
+use dwcp_api::{Fault, Principal, Service};
 use dwcp_control::Name;
 use dwcp_control::ownership::Ownership;
 use dwcp_control::records::{
     AuditCheckpoint, AuditRecord, Binding, Decision, Desired, Event, Host, HostAdd, Image,
-    MarketplaceItem, MigrateRequest, Migration, MigrationPhase, Operation, Plugin, PluginInstall,
-    Policy, Side, Template, Vm, VmCreate, VmPhase,
+    MarketplaceItem, MigrateRequest, Migration, Operation, Plugin, PluginInstall, Policy, Template,
+    Vm, VmCreate, VmPhase,
 };
-use futures::StreamExt;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::create;
 use crate::errors::{conflict, internal, invalid, record};
 use crate::identity::{Came, Strangers};
 use crate::node::Node;
-use crate::outgoing::{self, Outgoing};
 use crate::peers;
 use crate::state::{Kept, now_ms, object, page, versioned};
+use crate::{consoles, create};
 
 /// How long answers are kept under an idempotency key, ms.
-const REMEMBER_MS: u64 = 24 * 3600 * 1000;
-/// Answers kept at most.
-const REMEMBERED_MAX: usize = 10_000;
+pub(crate) const REMEMBER_MS: u64 = 24 * 3600 * 1000;
 
 #[async_trait]
 impl Service for Node {
@@ -303,14 +295,14 @@ impl Service for Node {
             .await?;
         socket.set_nonblocking(true).map_err(internal)?;
         let socket = tokio::net::UnixStream::from_std(socket).map_err(internal)?;
-        Ok(console(socket))
+        Ok(consoles::attach(socket))
     }
 
     async fn vm_log(&self, who: &Principal, project: &Name, name: &Name) -> Answer<ByteStream> {
         let vm = self.find_vm(project, name).await?.value;
         let path = self.vm_dir(&vm.id).join("serial.log");
         let opened = match tokio::fs::File::open(path).await {
-            Ok(file) => Ok(pieces(file)),
+            Ok(file) => Ok(consoles::pieces(file)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Fault::not_found(
                 format!("log of {name} here: it has not run on {}", self.config.name),
             )),
@@ -631,299 +623,4 @@ fn read_fault(error: dwcp_audit::ReadError) -> Fault {
 fn remembered_key(who: &Principal, key: &str) -> String {
     use sha2::{Digest, Sha256};
     hex::encode(Sha256::digest(format!("{}\n{key}", who.name)))
-}
-
-/// Both ways of a console. Dropping its output ends it, whatever the guest has not read by then.
-fn console(socket: tokio::net::UnixStream) -> Console {
-    let (reader, mut writer) = socket.into_split();
-    let (input, mut typed) = tokio::sync::mpsc::channel::<bytes::Bytes>(64);
-    let writing = tokio::spawn(async move {
-        while let Some(bytes) = typed.recv().await {
-            if writer.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-    });
-    let writing = Ends(writing);
-    let output = pieces(reader).map(move |piece| {
-        let _writing = &writing;
-        piece
-    });
-    Console {
-        output: Box::pin(output),
-        input,
-    }
-}
-
-/// A task that ends when this is dropped.
-struct Ends(tokio::task::JoinHandle<()>);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// What is read, in pieces, as it comes.
-fn pieces(reader: impl tokio::io::AsyncRead + Send + Unpin + 'static) -> ByteStream {
-    Box::pin(futures::stream::unfold(reader, |mut reader| async move {
-        let mut piece = vec![0; 64 << 10];
-        match reader.read(&mut piece).await {
-            Ok(0) => None,
-            Ok(got) => {
-                piece.truncate(got);
-                Some((Ok(bytes::Bytes::from(piece)), reader))
-            }
-            Err(error) => Some((Err(error), reader)),
-        }
-    }))
-}
-
-impl Node {
-    /// Notes requests of nobody known; one entry may stand for several.
-    async fn audit_strangers(&self, what: &str, count: u64) {
-        let detail = json!({ "why": what, "requests": count });
-        let noted = self.audit("nobody", "api.authenticate", "api", Outcome::Denied, detail);
-        // They are refused anyway; why it is not noted is in the daemon's log.
-        let _ = noted.await;
-    }
-
-    async fn begin_start(&self, vm: &Vm) -> Answer<Operation> {
-        let at = object(&vm.project, &vm.name);
-        let (operation, running) = self.operations.begin("vm.start", &at, "starting").await?;
-        let (node, id) = (self.arc(), vm.id.clone());
-        tokio::spawn(async move {
-            let started = node.start(&id).await.map(|()| "Running".to_owned());
-            running.end(&started).await;
-        });
-        Ok(operation)
-    }
-
-    async fn delete_vm(
-        &self,
-        project: &Name,
-        name: &Name,
-        force: bool,
-        if_match: Option<u64>,
-    ) -> Answer<()> {
-        let found = self.find_vm(project, name).await?;
-        if if_match.is_some_and(|revision| revision != found.revision.0) {
-            return Err(Fault::new(
-                FaultKind::Changed,
-                format!("{name} changed since you read it: read it again"),
-            ));
-        }
-        match found.value.phase {
-            VmPhase::Stopped | VmPhase::Crashed | VmPhase::Moved => {}
-            VmPhase::Running | VmPhase::Starting if force => {}
-            VmPhase::Running | VmPhase::Starting => {
-                return Err(conflict(format!(
-                    "{name} runs: stop it first, or use force"
-                )));
-            }
-            VmPhase::Migrating | VmPhase::Incoming | VmPhase::InDoubt => {
-                return Err(conflict(format!(
-                    "{name} is between two hosts: delete it when that has ended"
-                )));
-            }
-        }
-        self.remove(&found.value).await
-    }
-
-    async fn delete_image(&self, digest: &str) -> Answer<()> {
-        let found = self.records.images.get(digest).await.map_err(record)?;
-        if found.is_none() {
-            return Err(Fault::not_found(format!("image {digest}")));
-        }
-        let uses = |spec: &dwcp_control::records::VmSpec| {
-            spec.kernel == digest || spec.initrd.as_deref() == Some(digest)
-        };
-        let vms = self.vms().await?;
-        if let Some(user) = vms
-            .iter()
-            .find(|vm| vm.phase != VmPhase::Moved && uses(&vm.spec))
-        {
-            return Err(conflict(format!(
-                "Virtual machine {} in project {} uses it",
-                user.name, user.project
-            )));
-        }
-        let templates = self.records.all(&self.records.templates).await;
-        let used = |t: &Template| {
-            t.kernel.as_deref() == Some(digest) || t.initrd.as_deref() == Some(digest)
-        };
-        if let Some(user) = templates.map_err(record)?.iter().find(|t| used(&t.value)) {
-            return Err(conflict(format!("Template {} uses it", user.value.name)));
-        }
-        self.records.images.delete(digest).await.map_err(record)?;
-        self.images.delete(digest).await
-    }
-
-    async fn begin_migration(
-        &self,
-        who: &Principal,
-        project: &Name,
-        name: &Name,
-        request: &MigrateRequest,
-    ) -> Answer<Operation> {
-        let vm = self.find_vm(project, name).await?.value;
-        if request.to == self.config.name {
-            return Err(conflict(format!("{name} is on {} already", request.to)));
-        }
-        if request.streams.is_some_and(|n| !(1..=64).contains(&n)) {
-            return Err(invalid("A migration has 1 to 64 streams"));
-        }
-        let peer = peers::find(self, &request.to).await?;
-        self.permit(&vm).await?;
-        self.policies.check_migrate(who, &vm, &peer).await?;
-        {
-            // Whoever sets the phase has the migration: a second one finds it set.
-            let life = self.life(&vm.id);
-            let _life = life.lock().await;
-            let now = self.find_vm(project, name).await?.value;
-            if now.phase != VmPhase::Running {
-                return Err(conflict(format!(
-                    "Only a running machine is migrated live, and {name} is {:?}",
-                    now.phase
-                )));
-            }
-            if now.desired != Desired::Running {
-                return Err(conflict(format!("{name} is being stopped")));
-            }
-            // From here on the keeper leaves it to the migration, which ends before this is taken back.
-            self.migration_begins(&vm.id)?;
-            self.phase(
-                &vm.id,
-                VmPhase::Migrating,
-                &format!("it goes to {}", peer.name),
-            )
-            .await?;
-        }
-        let id = vm.id.clone();
-        let started = self.spawn_migration(vm, peer, request).await;
-        if started.is_err() {
-            // Nothing was begun: the keeper takes it back from "migrating".
-            self.migration_ended(&id).await;
-        }
-        started
-    }
-
-    async fn spawn_migration(
-        &self,
-        vm: Vm,
-        peer: crate::state::Peer,
-        request: &MigrateRequest,
-    ) -> Answer<Operation> {
-        let id = uuid::Uuid::now_v7().to_string();
-        let (from, to) = (self.config.name.clone(), peer.name.clone());
-        let migration = outgoing::begin(id, &vm, from, to, Side::Source, vm.epoch);
-        outgoing::save(self, &migration).await?;
-        let at = object(&vm.project, &vm.name);
-        let message = format!("preparing to send {} to {}", vm.name, peer.name);
-        let (_, running) = self.operations.begin("vm.migrate", &at, &message).await?;
-        running.show(&migration);
-        let operation = self.operations.get(running.id()).await?;
-        self.events.emit("migration.started", &at, message).await;
-        let outgoing = Outgoing::new(
-            self.arc(),
-            vm,
-            peer,
-            migration,
-            running,
-            request.streams,
-            request.pause_ms,
-        );
-        tokio::spawn(outgoing.run());
-        Ok(operation)
-    }
-
-    async fn resolve_doubt(&self, project: &Name, id: &str, fenced: &Name) -> Answer<()> {
-        let migration = self.migration_get(project, id).await?.value;
-        if migration.phase != MigrationPhase::InDoubt || migration.side != Side::Source {
-            return Err(conflict(
-                "That migration is not in doubt here: there is nothing to resolve",
-            ));
-        }
-        let Some(vm) = self.records.vm_by_id(&migration.vm).await.map_err(record)? else {
-            return Err(conflict("The machine was deleted meanwhile"));
-        };
-        let there = *fenced == migration.to;
-        if !there && *fenced != migration.from {
-            return Err(invalid(format!(
-                "Name the host that is fenced: {} or {}",
-                migration.from, migration.to
-            )));
-        }
-        let settled = self
-            .own(&vm.id, |held| {
-                let unknown = Ownership::Refused { next: 0, took: 0 };
-                let held = held.unwrap_or(&unknown);
-                if there {
-                    held.destination_is_fenced(&migration.id)
-                } else {
-                    held.source_is_fenced(&migration.id)
-                }
-            })
-            .await?;
-        self.settled(&vm, &settled).await
-    }
-
-    fn with_usage(&self, mut plugin: Plugin) -> Plugin {
-        (plugin.calls, plugin.faults) = self.decider.usage(&plugin.digest);
-        plugin
-    }
-
-    /// Drops answers whose day is over, and the oldest beyond what is kept.
-    async fn forget_answers(&self) -> Answer<()> {
-        // Looked at now and then: a key's hash decides, so that no counter has to live anywhere.
-        if !now_ms().is_multiple_of(64) {
-            return Ok(());
-        }
-        let all = self.records.all(&self.records.remembered).await;
-        let mut all = all.map_err(record)?;
-        all.sort_by_key(|found| std::cmp::Reverse(found.value.time_ms));
-        let old = now_ms().saturating_sub(REMEMBER_MS);
-        for (n, found) in all.iter().enumerate() {
-            if n >= REMEMBERED_MAX || found.value.time_ms < old {
-                self.records
-                    .remembered
-                    .delete(&found.id)
-                    .await
-                    .map_err(record)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// This node, for work that outlives the request.
-    pub(crate) fn arc(&self) -> Arc<Self> {
-        // The node is only ever made inside an `Arc` (`Node::open`), which holds this reference to itself.
-        self.this
-            .upgrade()
-            .unwrap_or_else(|| unreachable!("a node that answers is alive"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_console_whose_reader_left_ends_though_the_guest_reads_nothing() {
-        let (ours, mut guest) = tokio::net::UnixStream::pair().unwrap();
-        let Console { output, input } = console(ours);
-        let piece = bytes::Bytes::from(vec![0; 64 << 10]);
-        // Until neither the socket nor the queue takes any more.
-        let short = std::time::Duration::from_millis(200);
-        while let Ok(sent) = tokio::time::timeout(short, input.send(piece.clone())).await {
-            sent.unwrap();
-        }
-        drop(output);
-        input.closed().await;
-        let mut rest = Vec::new();
-        guest.read_to_end(&mut rest).await.unwrap();
-        assert!(!rest.is_empty());
-    }
 }

@@ -1,8 +1,10 @@
 //! Boots one kernel to its end, without the launcher:
-//! `boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT] [--press-at TEXT]`.
+//! `boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT] [--press-at TEXT]
+//! [--kill-at TEXT]`.
 //!
 //! `--move-at` pauses the guest once it has printed TEXT, saves it, ends its process, and lets it go on in a second one
-//! over the same memory. `--press-at` presses the power button (after the move, if there is one).
+//! over the same memory. `--press-at` presses the power button (after the move, if there is one). `--kill-at` ends the
+//! VMM once the guest has printed TEXT (after both), which is a good end for a guest that knows no other.
 //!
 //! The guest's serial output goes to standard output; afterwards one line on standard error says how long it took and
 //! how the guest ended. Finds `dwcp-vmm` beside itself or one directory up. Needs `/dev/kvm` and a writable `/tmp`.
@@ -31,6 +33,7 @@ struct Arguments {
     vcpus: u8,
     move_at: Option<String>,
     press_at: Option<String>,
+    kill_at: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -77,6 +80,11 @@ fn boot() -> Result<bool> {
         && show_until(&mut console, Some(text))?
     {
         client.stop(false)?;
+    }
+    if let Some(text) = &arguments.kill_at {
+        let seen = show_until(&mut console, Some(text))?;
+        eprintln!("boot-once: {}", if seen { "killed" } else { "ended first" });
+        return Ok(seen);
     }
     show_until(&mut console, None)?;
     let ended = vmm.wait(DEADLINE)?;
@@ -146,7 +154,8 @@ fn program() -> Result<PathBuf> {
 fn parse() -> Result<Arguments> {
     let mut words = std::env::args().skip(1);
     let kernel = words.next().context(
-        "Usage: boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT] [--press-at TEXT]",
+        "Usage: boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT] [--press-at TEXT] \
+         [--kill-at TEXT]",
     )?;
     let mut arguments = Arguments {
         kernel: kernel.into(),
@@ -156,6 +165,7 @@ fn parse() -> Result<Arguments> {
         vcpus: 1,
         move_at: None,
         press_at: None,
+        kill_at: None,
     };
     while let Some(word) = words.next() {
         let value = words
@@ -167,6 +177,7 @@ fn parse() -> Result<Arguments> {
             "--memory" => arguments.memory = MemorySize::mib(value.parse()?)?,
             "--move-at" if !value.is_empty() => arguments.move_at = Some(value),
             "--press-at" if !value.is_empty() => arguments.press_at = Some(value),
+            "--kill-at" if !value.is_empty() => arguments.kill_at = Some(value),
             "--vcpus" => arguments.vcpus = value.parse()?,
             _ => bail!("{word} is unknown"),
         }

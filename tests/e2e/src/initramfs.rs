@@ -34,6 +34,13 @@ impl Initramfs {
         self.entry(path, FILE | 0o755, (0, 0), content);
     }
 
+    /// What the demonstration's Linux guest boots from: its work as the only program, and no other file.
+    pub fn of_worker(worker: &[u8]) -> Vec<u8> {
+        let mut archive = Self::new();
+        archive.program("init", worker);
+        archive.finish()
+    }
+
     /// Ends the archive.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);

@@ -16,6 +16,7 @@ mod needs;
 use std::time::Duration;
 
 use dwcp_e2e::initramfs::Initramfs;
+use dwcp_guest::Tick;
 use machine::{Line, Machine, Settings};
 use needs::Needs;
 
@@ -76,7 +77,21 @@ fn linux_boots_is_moved_hears_its_button_and_powers_off() {
 
     // It powers off, which is how the VMM says that it ended.
     let off = said.after(clean, "boot-once: guest: power-off");
-    said.after(off, "OUTER boot-once ended with 0");
+    let ended = said.after(off, "OUTER boot-once ended with 0");
+
+    // The demonstration's worker finds its memory as it wrote it, before it is moved and afterwards.
+    let filled = said.after(ended, "guest: filled 4 MiB");
+    let taken = said.after(filled, "boot-once: moved, ");
+    let (earlier, later) = (said.ticks(filled, taken), said.ticks(taken, said.0.len()));
+    assert!(
+        !earlier.is_empty() && later.len() >= 3,
+        "{earlier:?}, {later:?}"
+    );
+    for pair in earlier.iter().chain(&later).collect::<Vec<_>>().windows(2) {
+        assert!(pair[0].checked < pair[1].checked && pair[0].pages < pair[1].pages);
+    }
+    assert!(earlier.iter().chain(&later).all(|tick| tick.bad == 0));
+    said.after(taken, "OUTER worker ended with 0");
     for complaint in COMPLAINTS {
         let found = said.0.iter().find(|line| line.text.contains(complaint));
         assert!(found.is_none(), "a kernel complains: {found:?}");
@@ -107,6 +122,12 @@ impl Said {
                 panic!("nothing printed after {from:?} contains {text:?}")
             })
     }
+
+    /// What a worker said between two lines.
+    fn ticks(&self, from: usize, to: usize) -> Vec<Tick> {
+        let lines = self.0[from..to].iter();
+        lines.filter_map(|line| Tick::parse(&line.text)).collect()
+    }
 }
 
 /// The last two numbers of a line, in seconds.
@@ -135,6 +156,8 @@ fn outer(needs: &Needs, scratch: &std::path::Path) -> anyhow::Result<Vec<u8>> {
     }
     archive.program("vmlinuz", &std::fs::read(needs.kernel())?);
     archive.program("inner", &inner(needs)?);
+    let worker = needs::program("dwcp-linux-worker", scratch)?;
+    archive.program("worker", &Initramfs::of_worker(&worker));
     Ok(archive.finish())
 }
 

@@ -70,10 +70,9 @@ async fn linux(client: &Client, arguments: &Arguments) -> anyhow::Result<Option<
     let kernel = std::fs::read(dir.join("vmlinuz"))
         .with_context(|| format!("{} holds no vmlinuz", dir.display()))?;
     let worker = Programs::find()?.path("dwcp-linux-worker");
-    let mut initramfs = Initramfs::new();
-    initramfs.program("init", &std::fs::read(worker)?);
+    let initramfs = Initramfs::of_worker(&std::fs::read(worker)?);
     let kernel = client.image_put("Debian cloud kernel", kernel).await?;
-    let initrd = client.image_put("worker", initramfs.finish()).await?;
+    let initrd = client.image_put("worker", initramfs).await?;
     say::done("Debian's cloud kernel and its worker are uploaded");
     Ok(Some(Linux {
         kernel: kernel.digest,

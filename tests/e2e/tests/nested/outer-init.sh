@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first process of the emulated machine: makes it a KVM host, boots one guest on it, and ends it.
+# The first process of the emulated machine: makes it a KVM host, boots two guests on it, and ends.
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t devtmpfs dev /dev
@@ -13,4 +13,9 @@ done
 	--move-at "INNER ready to be moved" --press-at "INNER waits for the button" \
 	--cmdline "console=ttyS0 reboot=t panic=-1 quiet"
 echo "OUTER boot-once ended with $?"
+
+# The demonstration's guest where KVM is hardware KVM: works, is moved, and goes on working.
+/bin/boot-once /vmlinuz --initrd /worker --memory 256 --move-at "tick 2 " --kill-at "tick 6 " \
+	--cmdline "console=ttyS0 reboot=t panic=-1 quiet fill_mib=4 ws_mib=1 rate=200"
+echo "OUTER worker ended with $?"
 $b poweroff -f
