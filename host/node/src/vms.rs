@@ -210,6 +210,7 @@ impl Node {
             vcpus: vm.spec.vcpus,
             memory_bytes: vm.spec.memory_bytes,
             boot,
+            devices: Vec::new(),
         };
         let json = serde_json::to_value(&config).map_err(internal)?;
         let mut descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];

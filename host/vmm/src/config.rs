@@ -2,6 +2,8 @@
 //!
 //! Everything else (kernel, memory, sockets) comes as descriptors; a configuration never names a file.
 
+use std::num::NonZeroU64;
+
 use dwcp_memory::MemorySize;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +11,12 @@ use serde::{Deserialize, Serialize};
 pub const VCPUS_MAX: u8 = 32;
 /// Least memory of a VM, in bytes (16 MiB).
 pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
+/// Most virtio devices of a VM.
+pub const DEVICES_MAX: usize = crate::devices::FUNCTIONS_MAX;
+/// Longest name of a disk, in bytes, as virtio has it.
+pub const DISK_ID_BYTES_MAX: usize = 20;
+/// Most queues of a disk.
+pub const DISK_QUEUES_MAX: u16 = 8;
 /// Longest kernel command line, in bytes, without what the VMM appends.
 pub const CMDLINE_BYTES_MAX: usize = 1536;
 /// Longest configuration, in bytes.
@@ -26,6 +34,47 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// Where the first instruction comes from.
     pub boot: Boot,
+    /// Virtio devices, in the order of their slots on the PCI bus. The same on both sides of a migration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+}
+
+/// A virtio device. Those that need a descriptor get it after the kernel and the initrd, in the order of the devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Device {
+    /// Entropy of the host.
+    Rng,
+    /// A disk; one descriptor, open for reading, and for writing unless it is read-only.
+    Block {
+        /// By what the guest knows it: 1 to [`DISK_ID_BYTES_MAX`] printable ASCII characters.
+        id: String,
+        /// Whether the guest may not change it.
+        #[serde(default)]
+        read_only: bool,
+        /// How many queues, 1 to [`DISK_QUEUES_MAX`].
+        #[serde(default = "one")]
+        queues: u16,
+        /// How much the guest may do.
+        #[serde(default)]
+        limits: DiskLimits,
+    },
+}
+
+/// How much a guest may do with a disk; nothing is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations_per_second: Option<NonZeroU64>,
+    /// Bytes, both ways together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+fn one() -> u16 {
+    1
 }
 
 /// How a VM begins.
@@ -58,11 +107,34 @@ pub enum ConfigError {
     /// Too little memory, or no multiple of the page size.
     #[error("A VM has at least {MEMORY_BYTES_MIN} bytes of memory, in whole pages, not {0}")]
     Memory(u64),
+    /// More devices than the bus has slots.
+    #[error("A VM has at most {DEVICES_MAX} devices, not {0}")]
+    Devices(usize),
+    /// A disk's name or its number of queues.
+    #[error(
+        "A disk has 1 to {DISK_QUEUES_MAX} queues, and a name of 1 to {DISK_ID_BYTES_MAX} printable ASCII characters"
+    )]
+    Disk,
     /// The command line is too long or not printable ASCII.
     #[error(
         "The kernel command line must be at most {CMDLINE_BYTES_MAX} printable ASCII characters"
     )]
     Cmdline,
+}
+
+impl Device {
+    fn check(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::Rng => Ok(()),
+            Self::Block { id, queues, .. } => {
+                let is_named = (1..=DISK_ID_BYTES_MAX).contains(&id.len());
+                let is_plain = id.bytes().all(|byte| byte.is_ascii_graphic());
+                let has_queues = (1..=DISK_QUEUES_MAX).contains(queues);
+                let fits = is_named && is_plain && has_queues;
+                fits.then_some(()).ok_or(ConfigError::Disk)
+            }
+        }
+    }
 }
 
 impl VmConfig {
@@ -83,6 +155,10 @@ impl VmConfig {
             return Err(ConfigError::Vcpus(self.vcpus));
         }
         self.memory_size()?;
+        if self.devices.len() > DEVICES_MAX {
+            return Err(ConfigError::Devices(self.devices.len()));
+        }
+        self.devices.iter().try_for_each(Device::check)?;
         if let Boot::Fresh { cmdline, .. } = &self.boot {
             let printable = |c: u8| (b' '..=b'~').contains(&c);
             if cmdline.len() > CMDLINE_BYTES_MAX || !cmdline.bytes().all(printable) {

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use dwcp_jail::{Inheritance, Kind, inherit};
 
-use crate::config::{Boot, ConfigError, VmConfig};
+use crate::config::{Boot, ConfigError, Device, VmConfig};
+use crate::devices::{Backend, Block, RawDisk, Rng};
 use crate::end::GuestEnd;
 use crate::filters;
 use crate::machine::{BuildError, Machine, Parts};
@@ -23,6 +24,8 @@ enum StartError {
     Config(#[from] ConfigError),
     #[error("Descriptor {number}, {name}, is missing: this program is started by dwcp-launch")]
     Missing { number: usize, name: &'static str },
+    #[error("A disk cannot be used")]
+    Disk(#[source] std::io::Error),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
@@ -77,13 +80,33 @@ fn start(inheritance: Inheritance) -> Result<Server, StartError> {
         }
         Boot::Incoming => None,
     };
-    let mut machine = Machine::build(config, parts, inheritance.last_words)?;
+    let backends = backends(&config, &mut given)?;
+    let mut machine = Machine::build(config, parts, backends, inheritance.last_words)?;
     // From here on what is read was made by somebody else.
     filters::confine_event_loop(inheritance.last_words)?;
     if let Some((kernel, initrd)) = files {
         machine.load_kernel(kernel, initrd)?;
     }
     Ok(Server::new(machine, listener, log))
+}
+
+/// What each device of the VM is.
+fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>>, StartError> {
+    let mut make = |device: &Device| -> Result<Box<dyn Backend>, StartError> {
+        Ok(match device {
+            Device::Rng => Box::new(Rng),
+            Device::Block {
+                id,
+                read_only,
+                queues,
+                limits,
+            } => {
+                let disk = RawDisk::new(given.next("a disk")?).map_err(StartError::Disk)?;
+                Box::new(Block::new(Box::new(disk), id, *read_only, *queues, *limits))
+            }
+        })
+    };
+    config.devices.iter().map(&mut make).collect()
 }
 
 /// The inherited descriptors, taken in order.
