@@ -17,6 +17,10 @@ pub const DEVICES_MAX: usize = crate::devices::FUNCTIONS_MAX;
 pub const DISK_ID_BYTES_MAX: usize = 20;
 /// Most queues of a disk.
 pub const DISK_QUEUES_MAX: u16 = 8;
+/// Least payload of a card's frames, as IPv4 needs it.
+pub const MTU_MIN: u16 = 576;
+/// Longest payload of a card's frames.
+pub const MTU_MAX: u16 = 9000;
 /// Longest kernel command line, in bytes, without what the VMM appends.
 pub const CMDLINE_BYTES_MAX: usize = 1536;
 /// Longest configuration, in bytes.
@@ -59,6 +63,71 @@ pub enum Device {
         #[serde(default)]
         limits: DiskLimits,
     },
+    /// A network card; one descriptor, a tap whose frames have a virtio header of 12 bytes. Comes after all disks.
+    Net {
+        /// Its address.
+        mac: MacAddress,
+        /// Longest payload of a frame, [`MTU_MIN`] to [`MTU_MAX`] bytes.
+        #[serde(default = "mtu")]
+        mtu: u16,
+        /// How much may pass, each way.
+        #[serde(default)]
+        limits: NetLimits,
+    },
+}
+
+/// An Ethernet address, written as `52:54:00:12:34:56`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+/// How much may pass a network card in each direction; nothing is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetLimits {
+    /// Frames.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames_per_second: Option<NonZeroU64>,
+    /// Bytes, headers included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+impl std::str::FromStr for MacAddress {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2);
+            let digits = part.and_then(|part| u8::from_str_radix(part, 16).ok());
+            *byte = digits.ok_or(ConfigError::Mac)?;
+        }
+        let is_one_card = bytes[0] & 1 == 0 && bytes != [0; 6];
+        if parts.next().is_some() || !is_one_card {
+            return Err(ConfigError::Mac);
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(MacAddress([a, b, c, d, e, f]): MacAddress) -> Self {
+        format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+fn mtu() -> u16 {
+    1500
 }
 
 /// How much a guest may do with a disk; nothing is no limit.
@@ -115,6 +184,17 @@ pub enum ConfigError {
         "A disk has 1 to {DISK_QUEUES_MAX} queues, and a name of 1 to {DISK_ID_BYTES_MAX} printable ASCII characters"
     )]
     Disk,
+    /// An Ethernet address.
+    #[error(
+        "An Ethernet address is six pairs of hexadecimal digits with colons between, and means one card: 52:54:00:12:34:56"
+    )]
+    Mac,
+    /// The payload of frames.
+    #[error("A network card's frames carry {MTU_MIN} to {MTU_MAX} bytes, not {0}")]
+    Mtu(u16),
+    /// Devices in the wrong order.
+    #[error("A VM's disks come before its network cards")]
+    Order,
     /// The command line is too long or not printable ASCII.
     #[error(
         "The kernel command line must be at most {CMDLINE_BYTES_MAX} printable ASCII characters"
@@ -132,6 +212,10 @@ impl Device {
                 let has_queues = (1..=DISK_QUEUES_MAX).contains(queues);
                 let fits = is_named && is_plain && has_queues;
                 fits.then_some(()).ok_or(ConfigError::Disk)
+            }
+            Self::Net { mtu, .. } => {
+                let fits = (MTU_MIN..=MTU_MAX).contains(mtu);
+                fits.then_some(()).ok_or(ConfigError::Mtu(*mtu))
             }
         }
     }
@@ -159,6 +243,17 @@ impl VmConfig {
             return Err(ConfigError::Devices(self.devices.len()));
         }
         self.devices.iter().try_for_each(Device::check)?;
+        let mut is_card = self.devices.iter().map(|d| matches!(d, Device::Net { .. }));
+        let mut is_disk = self
+            .devices
+            .iter()
+            .rev()
+            .map(|d| matches!(d, Device::Block { .. }));
+        if let (Some(first), Some(last)) = (is_card.position(|is| is), is_disk.position(|is| is))
+            && first + last + 1 < self.devices.len()
+        {
+            return Err(ConfigError::Order);
+        }
         if let Boot::Fresh { cmdline, .. } = &self.boot {
             let printable = |c: u8| (b' '..=b'~').contains(&c);
             if cmdline.len() > CMDLINE_BYTES_MAX || !cmdline.bytes().all(printable) {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use dwcp_jail::{Inheritance, Kind, inherit};
 
 use crate::config::{Boot, ConfigError, Device, VmConfig};
-use crate::devices::{Backend, Block, RawDisk, Rng};
+use crate::devices::{Backend, Block, Net, RawDisk, Rng};
 use crate::end::GuestEnd;
 use crate::filters;
 use crate::machine::{BuildError, Machine, Parts};
@@ -26,6 +26,8 @@ enum StartError {
     Missing { number: usize, name: &'static str },
     #[error("A disk cannot be used")]
     Disk(#[source] std::io::Error),
+    #[error("A tap cannot be used")]
+    Tap(#[source] std::io::Error),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
@@ -103,6 +105,10 @@ fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>
             } => {
                 let disk = RawDisk::new(given.next("a disk")?).map_err(StartError::Disk)?;
                 Box::new(Block::new(Box::new(disk), id, *read_only, *queues, *limits))
+            }
+            Device::Net { mac, mtu, limits } => {
+                let tap = given.next("a tap")?;
+                Box::new(Net::new(tap, *mac, *mtu, *limits).map_err(StartError::Tap)?)
             }
         })
     };

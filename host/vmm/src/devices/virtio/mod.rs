@@ -21,6 +21,7 @@ mod block;
 mod function;
 mod interrupts;
 mod limit;
+mod net;
 mod own;
 mod queue;
 mod registers;
@@ -31,6 +32,7 @@ mod worker;
 pub use block::{Block, RawDisk};
 pub use function::{DeviceError, Function, FunctionState};
 pub use interrupts::Interrupts;
+pub use net::Net;
 pub use own::OwnRegisters;
 pub use queue::{Broken, Chain, Queue, QueueState};
 pub use rng::Rng;
@@ -54,6 +56,8 @@ pub const FEATURE_VERSION_1: u64 = 1 << 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
+    /// A network card.
+    Net = 1,
     /// A disk.
     Block = 2,
     /// Entropy.
@@ -64,6 +68,7 @@ impl Kind {
     /// Its name, for people.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Net => "net",
             Self::Block => "block",
             Self::Rng => "rng",
         }
@@ -72,6 +77,7 @@ impl Kind {
     /// Its PCI class, subclass and programming interface.
     fn class(self) -> u32 {
         match self {
+            Self::Net => 0x02_00_00,
             Self::Block => 0x01_80_00,
             Self::Rng => 0xff_00_00,
         }
@@ -120,6 +126,9 @@ pub trait Backend: Send + 'static {
 
     /// The driver reset the device.
     fn reset(&mut self) {}
+
+    /// The device is to be paused: whatever it took from a queue is done, or put back.
+    fn rest(&mut self, _running: &mut Running) {}
 
     /// There may be new entries in a queue.
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), Broken>;

@@ -286,6 +286,10 @@ impl Thread {
                 Answer::Done
             }
             Order::Pause => {
+                let at_work = self.is_at_work();
+                if let (true, Some(running)) = (at_work, self.running.as_deref_mut()) {
+                    self.backend.rest(running);
+                }
                 self.is_paused = true;
                 Answer::Done
             }
