@@ -66,7 +66,7 @@ start64:
     ltr %ax
     lidt idt_pointer
     pushq $0x23
-    pushq $ring3_stack_top
+    pushq $ring3_stack_top - 8      # as after a call
     pushq $0x3002
     pushq $0x1b
     pushq $ring3_main
@@ -88,7 +88,7 @@ isr_common:                         # vector, then error code or rip: trap(vecto
     pop %rdx
     mov %cr2, %rcx
     pushq $0x23
-    pushq $ring3_stack_top
+    pushq $ring3_stack_top - 8      # as after a call
     pushq $0x3002
     pushq $0x1b
     pushq $trap
@@ -102,10 +102,14 @@ pml4:
 pdpt:
     .quad pd + 7, pd + 0x1007, pd + 0x2007, pd + 0x3007
     .fill 508, 8, 0
-pd:                                 # 4 GiB, identity, 2 MiB pages, user and writable
+pd:                                 # 4 GiB, identity, 2 MiB pages, user and writable; the last one uncached: registers
 .set page, 0
-.rept 2048
+.rept 1536
     .quad page * 0x200000 + 0x87
+.set page, page + 1
+.endr
+.rept 512
+    .quad page * 0x200000 + 0x9f
 .set page, page + 1
 .endr
 idt:                                # interrupt gates
@@ -131,7 +135,7 @@ gdt:
 gdt_pointer:
     .word 55
     .long gdt
-.globl start_info, idt
+.globl start_info, idt, pml4
 .align 8
 start_info:
     .quad 0
@@ -143,7 +147,7 @@ tss:
 .align 16
     .skip 4096
 ring0_stack_top:
-    .skip 65536
+    .skip 262144
 ring3_stack_top:
 .text
 "#,
@@ -152,6 +156,7 @@ ring3_stack_top:
 
 unsafe extern "C" {
     static start_info: u64;
+    static pml4: u8;
     static mut idt: [[u64; 2]; 32];
 }
 
@@ -159,6 +164,11 @@ unsafe extern "C" {
 pub fn start_info_address() -> u64 {
     // SAFETY: written once by the boot code before any Rust ran.
     unsafe { start_info }
+}
+
+/// Physical address of the topmost page table.
+pub fn page_tables() -> u64 {
+    (&raw const pml4) as u64
 }
 
 /// Makes the CPU shut down: an exception when no table is left to handle it.

@@ -4,19 +4,29 @@
 //! for what it prints and obeys.
 #![no_std]
 #![no_main]
+#![allow(dead_code)]
 
+mod bench;
 mod boot;
 mod check;
 mod clock;
+mod disk;
 mod fill;
 mod libc;
 mod memory;
+mod orders;
 mod params;
+mod pattern;
+mod ports;
+mod rng;
 mod serial;
+mod tasks;
+mod virtio;
 mod work;
 
 use core::fmt::Write;
 
+use clock::Clock;
 use memory::Memory;
 use params::Params;
 use serial::Serial;
@@ -42,9 +52,12 @@ extern "C" fn ring3_main() -> ! {
     let Some(memory) = (unsafe { Memory::divide(&params) }) else {
         refuse("fill_mib does not fit into memory");
     };
-    let work = Work::prepare(memory, params, khz);
+    let clock = Clock::new(khz);
+    let work = Work::prepare(memory, params, clock);
     let _ = writeln!(Serial, "guest: filled {} MiB", params.fill_mib);
-    work.run()
+    // SAFETY: called here only, once.
+    let services = unsafe { tasks::carry_out(&params, clock) };
+    work.run(services)
 }
 
 fn refuse(why: &str) -> ! {

@@ -1,5 +1,7 @@
 //! What the command line asks for. Unknown words are ignored: a VMM may add its own.
 
+use crate::orders::{Orders, set};
+
 /// The parameters with their defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Params {
@@ -19,6 +21,8 @@ pub struct Params {
     pub exit: bool,
     /// `mix=` named something other than `reference`.
     pub unknown_mix: bool,
+    /// What is asked of devices.
+    pub orders: Orders,
 }
 
 impl Params {
@@ -33,6 +37,7 @@ impl Params {
             tsc_khz: 0,
             exit: false,
             unknown_mix: false,
+            orders: Orders::new(),
         };
         for word in line.split(|byte| *byte == b' ') {
             let Some(equals) = word.iter().position(|byte| *byte == b'=') else {
@@ -48,20 +53,10 @@ impl Params {
                 b"tsc_khz" => set(&mut params.tsc_khz, value),
                 b"exit" => params.exit = value == b"reset",
                 b"mix" => params.unknown_mix = value != b"reference",
-                _ => {}
+                _ => params.orders.take(key, value),
             }
         }
         params.ws_mib = params.ws_mib.min(params.fill_mib);
         params
-    }
-}
-
-/// Takes a decimal number; leaves the default for anything else.
-fn set(target: &mut u64, value: &[u8]) {
-    let digits = value.iter().all(u8::is_ascii_digit);
-    if digits && !value.is_empty() && value.len() <= 19 {
-        *target = value
-            .iter()
-            .fold(0, |n, digit| n * 10 + u64::from(digit - b'0'));
     }
 }

@@ -1,0 +1,123 @@
+//! Carries out what the command line asks of devices, in a fixed order, and keeps what goes on beside the work.
+
+use core::fmt::Write;
+
+use crate::clock::Clock;
+use crate::disk::{self, Disk, Repeat};
+use crate::orders::Ending;
+use crate::params::Params;
+use crate::rng;
+use crate::serial::{self, Serial};
+use crate::virtio::dma::Arena;
+use crate::virtio::pci::{Addresses, Function};
+use crate::virtio::{self, Kind, Platform};
+
+/// Devices of one kind that are looked at.
+const DEVICES_MAX: usize = 8;
+
+/// What goes on beside the work.
+#[derive(Debug)]
+pub struct Services {
+    disks: [Option<Repeat>; DEVICES_MAX],
+}
+
+impl Services {
+    /// Nothing.
+    pub fn none() -> Self {
+        Self {
+            disks: [const { None }; DEVICES_MAX],
+        }
+    }
+
+    /// Does what can be done without waiting.
+    pub fn step(&mut self, now: u64) {
+        for disk in self.disks.iter_mut().flatten() {
+            disk.step(now);
+        }
+    }
+
+    /// Tells, once a second, what was done.
+    pub fn tell(&mut self) {
+        self.disks.iter_mut().flatten().for_each(Repeat::tell);
+    }
+}
+
+/// Does everything that can be done at once; answers what is to go on.
+///
+/// # Safety
+/// Call it once: it gives out the only references to the memory for devices.
+pub unsafe fn carry_out(params: &Params, clock: Clock) -> Services {
+    let mut services = Services::none();
+    let orders = &params.orders;
+    if orders.wants_devices() {
+        let mut platform = Platform {
+            clock,
+            // SAFETY: once, by our own contract.
+            arena: unsafe { Arena::new() },
+            addresses: Addresses::new(),
+            use_event_index: orders.event_index,
+            use_indirect: orders.indirect,
+        };
+        if orders.rng_bytes > 0 {
+            each(Kind::Rng, |number, function| {
+                rng::run(number, function, orders.rng_bytes, &mut platform);
+            });
+        }
+        if orders.wants_disks() {
+            run_disks(params, &mut platform, &mut services);
+        }
+    }
+    match orders.then {
+        Some(Ending::Reset) => {
+            let _ = writeln!(Serial, "guest: stopping");
+            serial::reset()
+        }
+        Some(Ending::PowerOff) => {
+            let _ = writeln!(Serial, "guest: powering off");
+            serial::power_off()
+        }
+        None => services,
+    }
+}
+
+/// Does something with each device of a kind; says so if there is none.
+fn each(kind: Kind, mut run: impl FnMut(usize, Function)) {
+    let mut count = 0;
+    while count < DEVICES_MAX
+        && let Some(function) = virtio::find(kind, count)
+    {
+        run(count, function);
+        count += 1;
+    }
+    if count == 0 {
+        let _ = writeln!(Serial, "guest: {}: no device", kind.name());
+    }
+}
+
+fn run_disks(params: &Params, platform: &mut Platform, services: &mut Services) {
+    let orders = &params.orders;
+    each(Kind::Disk, |number, function| {
+        if orders.disk_only.is_some_and(|only| only != number as u64) {
+            return;
+        }
+        let mut run = || {
+            let mut disk = Disk::open(number, function, platform)?;
+            if orders.disk_check {
+                disk::check(&mut disk, params, platform)?;
+            }
+            if orders.disk_read_mib > 0 {
+                disk::read(&mut disk, params, platform)?;
+            }
+            if orders.disk_bench_s > 0 {
+                disk::bench(&mut disk, params, platform)?;
+            }
+            if orders.disk_loop {
+                services.disks[number] = Some(Repeat::new(disk, params, platform)?);
+            }
+            Ok::<(), virtio::Fault>(())
+        };
+        if let Err(fault) = run() {
+            let _ = writeln!(Serial, "guest: disk {number}: fault: {fault}");
+        }
+    });
+}
