@@ -33,6 +33,8 @@ pub struct Bed {
     pub devices: Vec<Device>,
     /// What they need, in their order.
     pub disks: Vec<File>,
+    /// How many guests have run to their end here.
+    pub runs: std::cell::Cell<usize>,
 }
 
 impl Bed {
@@ -43,6 +45,7 @@ impl Bed {
             vcpus: 1,
             devices: Vec::new(),
             disks: Vec::new(),
+            runs: std::cell::Cell::default(),
         }
     }
 
@@ -109,6 +112,7 @@ impl Bed {
                 .iter()
                 .map(|disk| disk.try_clone().unwrap())
                 .collect(),
+            runs: std::cell::Cell::default(),
         };
         let map = |fd: std::os::fd::BorrowedFd<'_>| {
             dwcp_memory::GuestMemory::map(fd.try_clone_to_owned().unwrap(), self.guest.size)
