@@ -303,7 +303,8 @@ impl Incoming {
             }
         }
         {
-            // Whoever deals with the end of its process waits until its record says that it runs.
+            // Whoever deals with the end of its process, or answers what became of it, waits until its record says that
+            // it runs: "taken" is told to nobody while it may still turn out that it never ran.
             let life = self.node.life(&self.vm.id);
             let _life = life.lock().await;
             self.take().await?;
@@ -322,6 +323,8 @@ impl Incoming {
     /// "Owned" becomes durable, and then the guest runs.
     async fn take(&self) -> Answer<()> {
         let (epoch, by) = (self.migration.epoch, &self.migration.id);
+        let before = self.node.ownership(&self.vm.id).await?;
+        let before = before.map_or(0, |held| held.took());
         // The process that holds the machine must be there before the source's copy is worth nothing.
         self.node.vmm(&self.vm.id, |vmm| vmm.status()).await?;
         self.node
@@ -335,8 +338,8 @@ impl Incoming {
             // It ended before it was ever told to run, and the source was told nothing: the source's copy is the one.
             self.node
                 .own(&self.vm.id, |held| match held {
-                    Some(held) => held.never_ran(epoch),
-                    None => Ownership::Refused { next: 0, took: 0 }.never_ran(epoch),
+                    Some(held) => held.never_ran(epoch, before),
+                    None => Ownership::Refused { next: 0, took: 0 }.never_ran(epoch, before),
                 })
                 .await?;
             return Err(fault);

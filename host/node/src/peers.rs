@@ -192,6 +192,9 @@ async fn outcome(node: &Arc<Node>, peer: &Peer, vm: &str, epoch: u64) -> Answer<
     if epoch > dwcp_control::ownership::EPOCH_MAX {
         return Err(impossible("Nobody can have reached that epoch"));
     }
+    // One that is just being taken may still turn out never to have run: nothing is said of it before that is known.
+    let life = node.life(vm);
+    let _life = life.lock().await;
     let held = node.ownership(vm).await?;
     match Ownership::outcome(held.as_ref(), epoch) {
         Outcome::Undecided => {
