@@ -9,6 +9,7 @@ pub mod bench;
 pub mod demo;
 pub mod host;
 pub mod initramfs;
+pub mod memory_check;
 pub mod programs;
 pub mod steps;
 

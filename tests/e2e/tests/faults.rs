@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use dwcp_e2e::bed::{Bed, BedOptions};
+use dwcp_e2e::memory_check::whole_pass;
 use dwcp_e2e::programs::Programs;
 use dwcp_e2e::steps::Steps;
 use dwcp_guest::Tick;
@@ -25,6 +26,7 @@ use dwcp_wan::{Queue, Settings};
 
 const PROJECT: &str = "default";
 const NAME: &str = "prey";
+const FILL_MIB: u32 = 8;
 /// The one deadline: how long anything may take to come to rest. Generous; nothing is measured with it.
 const REST: Duration = Duration::from_secs(180);
 
@@ -191,7 +193,7 @@ impl Prey {
         let image = client.image_put("guest", dwcp_guest::elf()).await?;
         let request = VmCreate {
             kernel: Some(image.digest),
-            cmdline: Some("fill_mib=8 ws_mib=2 rate=500".into()),
+            cmdline: Some(format!("fill_mib={FILL_MIB} ws_mib=2 rate=500")),
             memory_bytes: Some(32 << 20),
             ..VmCreate::new(NAME)
         };
@@ -369,7 +371,7 @@ impl Prey {
             );
             if let (Some(first), Some(last)) = (ticks.first(), ticks.last())
                 && last.tick > first.tick
-                && last.checked > first.checked
+                && whole_pass(first, last, FILL_MIB)
             {
                 return Ok(());
             }

@@ -89,7 +89,7 @@ async fn show(arguments: Arguments) -> anyhow::Result<Moved> {
     say::step(5, "Its console");
     machine::console(&bed).await?;
     say::step(6, "Its live migration from left to right");
-    let moved = migrate::migrate(&mut bed).await?;
+    let moved = migrate::migrate(&mut bed, arguments.fill_mib).await?;
     say::step(7, "What was recorded of all this");
     machine::records(&bed).await.context("The records")?;
     say::further(&bed, &programs);
