@@ -35,6 +35,8 @@ async fn what_people_see_is_the_golden_file() {
         format!("host add right --address 192.0.2.2:4600 --fingerprint sha256:{fingerprint}"),
         format!("host add right --address 192.0.2.2:4600 --fingerprint {fingerprint}"),
         format!("host add far --address 192.0.2.99:4600 --fingerprint {fingerprint}"),
+        "host show far".into(),
+        "host remove far".into(),
         "host list".into(),
         "plugin search".into(),
         "plugin search worker".into(),

@@ -29,6 +29,7 @@ pub(super) fn this_host() -> Host {
         fingerprint: digest_of(b"left"),
         this: true,
         reachable: true,
+        problem: None,
         rtt_ms: None,
         capacity: Some(Capacity {
             cpus: 8,

@@ -54,9 +54,7 @@ impl Service for Fake {
         found(&self.state().hosts, "host", name.as_str())
     }
     async fn host_add(&self, who: &Principal, host: HostAdd) -> Answer<Versioned<Host>> {
-        if host.address.starts_with("192.0.2.99") {
-            return refuse(FaultKind::Unavailable, "The host did not answer");
-        }
+        let answers = !host.address.starts_with("192.0.2.99");
         let key = host.name.to_string();
         if self.state().hosts.contains_key(&key) {
             return refuse(FaultKind::Conflict, "A host of this name is known already");
@@ -67,8 +65,9 @@ impl Service for Fake {
             address: host.address,
             fingerprint: host.fingerprint,
             this: false,
-            reachable: true,
-            rtt_ms: Some(100.25),
+            reachable: answers,
+            problem: (!answers).then(|| "no answer within 2 s".into()),
+            rtt_ms: answers.then_some(100.25),
             capacity: None,
         };
         let added = self.state().versioned(added);
