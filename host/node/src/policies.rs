@@ -24,6 +24,15 @@ use crate::state::{Peer, Records, now_ms, object};
 /// Bindings at once; the set of policies takes no more.
 const BINDINGS_MAX: usize = 1_024;
 
+/// A machine is asked for.
+const CREATE: &str = "vm.create";
+/// A machine is to go to another host.
+const MIGRATE: &str = "vm.migrate";
+/// A machine is to come from another host.
+const RECEIVE: &str = "vm.receive";
+/// Everything that policies are asked about.
+const ACTIONS: [&str; 3] = [CREATE, MIGRATE, RECEIVE];
+
 /// The engine that decides Rego now; it changes when a plugin is installed.
 struct Current(RwLock<Arc<SandboxEngine>>);
 
@@ -74,6 +83,17 @@ fn bound(binding: &Binding) -> Answer<dwcp_policy::Binding> {
             BindingMode::DryRun => Mode::DryRun,
         },
     })
+}
+
+/// A binding to what nobody ever asks about would look like protection and be none.
+fn asked_about(action: &dwcp_policy::Action) -> Answer<()> {
+    if ACTIONS.iter().any(|known| action.covers(known)) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "No policy is ever asked about {action}: bind to {}, or to several of them (vm.*, *)",
+        ACTIONS.join(", ")
+    )))
 }
 
 /// The key of a binding's record.
@@ -161,7 +181,7 @@ impl Policies {
         machine["name"] = json!(name);
         self.ask(
             &object(project, name),
-            question("vm.create", json!({ "name": who.name }), project, machine),
+            question(CREATE, json!({ "name": who.name }), project, machine),
         )
         .await
     }
@@ -172,12 +192,7 @@ impl Policies {
         machine["to"] = json!({ "host": to.name, "region": to.region });
         self.ask(
             &object(&vm.project, &vm.name),
-            question(
-                "vm.migrate",
-                json!({ "name": who.name }),
-                &vm.project,
-                machine,
-            ),
+            question(MIGRATE, json!({ "name": who.name }), &vm.project, machine),
         )
         .await
     }
@@ -189,7 +204,7 @@ impl Policies {
         let who = json!({ "name": format!("host:{}", from.name) });
         self.ask(
             &object(&vm.project, &vm.name),
-            question("vm.receive", who, &vm.project, machine),
+            question(RECEIVE, who, &vm.project, machine),
         )
         .await
     }
@@ -259,6 +274,7 @@ impl Policies {
     pub(crate) async fn bind(&self, node: &Node, binding: &Binding) -> Answer<()> {
         let _change = self.change.lock().await;
         let made = bound(binding)?;
+        asked_about(&made.action)?;
         let known = node.records.policies.get(binding.policy.as_str()).await;
         if known.map_err(record)?.is_none() {
             return Err(Fault::not_found(format!(
@@ -368,5 +384,23 @@ fn wrong(name: &Name, error: ApplyError) -> Fault {
         },
         ApplyError::Source(ConfigureError::Fault(fault)) => impossible(fault.message),
         other => invalid(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_asked_about_can_be_bound() {
+        for good in ["vm.create", "vm.migrate", "vm.receive", "vm.*", "*"] {
+            asked_about(&good.parse().unwrap()).unwrap();
+        }
+        for bad in ["vm.craete", "vm.start", "vmm.*", "plugin.install"] {
+            let fault = asked_about(&bad.parse().unwrap()).unwrap_err();
+            assert!(fault.message.contains("vm.create"), "{fault}");
+        }
     }
 }
