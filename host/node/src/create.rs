@@ -13,20 +13,21 @@ use crate::node::Node;
 use crate::state::{now_ms, object};
 use crate::vms;
 
-/// Does everything up to the durable record; nothing runs yet.
+/// Does everything up to the durable record; nothing runs yet. Answers the machine and what policies warn of.
 pub(crate) async fn create(
     node: &Node,
     who: &Principal,
     project: &Name,
     request: VmCreate,
-) -> Answer<Vm> {
+) -> Answer<(Vm, Vec<String>)> {
     let at = object(project, &request.name);
     let (spec, template) = specification(node, &request, &at).await?;
     vms::check(&spec)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
         node.images.open_image(digest)?;
     }
-    node.policies
+    let warnings = node
+        .policies
         .check_create(who, project, &request.name, &spec)
         .await?;
     let fleet = node.fleet().await?;
@@ -53,7 +54,7 @@ pub(crate) async fn create(
         placement,
     };
     node.record_vm(&vm).await?;
-    Ok(vm)
+    Ok((vm, warnings))
 }
 
 /// A placement on this host. A plugin that chose another, which it may not, costs its answer and not the request.

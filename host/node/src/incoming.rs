@@ -113,7 +113,7 @@ impl Incoming {
                 lacking.join(", ")
             )));
         }
-        node.policies.check_receive(&vm, peer).await?;
+        let warnings = node.policies.check_receive(&vm, peer).await?;
         let found = node.records.ownership.get(&vm.id).await.map_err(record)?;
         let held = found.as_ref().map(|found| &found.value);
         let epoch = Ownership::next_epoch(held, offer.epoch).map_err(crate::errors::forbidden)?;
@@ -129,6 +129,8 @@ impl Incoming {
             None => Compare::absent(node.records.ownership.key(&vm.id)),
         };
         promise(node, &vm, &expecting, unchanged).await?;
+        let at = object(&vm.project, &vm.name);
+        node.warned("vm.receive", &at, &warnings).await;
         let migration = begin(
             offer.migration.clone(),
             &vm,

@@ -150,8 +150,8 @@ impl Policies {
         self.restore(&node.records).await.map_err(internal)
     }
 
-    /// Asks the policies that are bound to an action.
-    async fn ask(&self, subject: &str, question: Question) -> Answer<()> {
+    /// Asks the policies that are bound to an action. Answers what they warn of.
+    async fn ask(&self, subject: &str, question: Question) -> Answer<Vec<String>> {
         let (set, recorder) = (self.set.clone(), self.recorder.clone());
         let subject = subject.to_owned();
         let action = question.action.clone();
@@ -160,7 +160,7 @@ impl Policies {
             .await
             .map_err(internal)?;
         if outcome.allowed {
-            return Ok(());
+            return Ok(outcome.warning_lines());
         }
         Err(Fault {
             kind: FaultKind::Denied,
@@ -169,14 +169,14 @@ impl Policies {
         })
     }
 
-    /// May this machine be created?
+    /// May this machine be created? This and the next two answer what policies warn of.
     pub(crate) async fn check_create(
         &self,
         who: &Principal,
         project: &Name,
         name: &Name,
         spec: &VmSpec,
-    ) -> Answer<()> {
+    ) -> Answer<Vec<String>> {
         let mut machine = serde_json::to_value(spec).map_err(internal)?;
         machine["name"] = json!(name);
         self.ask(
@@ -187,7 +187,12 @@ impl Policies {
     }
 
     /// May this machine be sent to that host?
-    pub(crate) async fn check_migrate(&self, who: &Principal, vm: &Vm, to: &Peer) -> Answer<()> {
+    pub(crate) async fn check_migrate(
+        &self,
+        who: &Principal,
+        vm: &Vm,
+        to: &Peer,
+    ) -> Answer<Vec<String>> {
         let mut machine = serde_json::to_value(vm).map_err(internal)?;
         machine["to"] = json!({ "host": to.name, "region": to.region });
         self.ask(
@@ -198,7 +203,7 @@ impl Policies {
     }
 
     /// May this machine come here from that host?
-    pub(crate) async fn check_receive(&self, vm: &Vm, from: &Peer) -> Answer<()> {
+    pub(crate) async fn check_receive(&self, vm: &Vm, from: &Peer) -> Answer<Vec<String>> {
         let mut machine = serde_json::to_value(vm).map_err(internal)?;
         machine["from"] = json!({ "host": from.name, "region": from.region });
         let who = json!({ "name": format!("host:{}", from.name) });

@@ -59,6 +59,10 @@ async fn what_people_see_is_the_golden_file() {
         "vm create web --template dwcp/worker --tag owner=me --tag project=shop --tag environment=test --tag cost_center=7"
             .into(),
         "policy unbind tags --from vm.create".into(),
+        "policy bind tags --to vm.create --mode warn".into(),
+        "vm create warned --template dwcp/worker --tag owner=me".into(),
+        "vm delete warned --force".into(),
+        "policy unbind tags --from vm.create".into(),
         format!("image add {} --label test-kernel", kernel.display()),
         "image list".into(),
         format!("vm create own --kernel {} --memory 1GiB --vcpus 2 --cmdline console=ttyS0 --no-start", kernel.display()),

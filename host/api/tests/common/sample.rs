@@ -120,6 +120,7 @@ pub(super) fn operation(action: &str, object: &str) -> Operation {
         object: object.into(),
         state: OperationState::Running,
         message: String::new(),
+        warnings: Vec::new(),
         started_ms: NOW_MS,
         ended_ms: None,
         migration: None,

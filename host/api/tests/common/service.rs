@@ -175,12 +175,14 @@ impl Service for Fake {
             );
         }
         let object = object_of(project, &request.name);
-        let bound =
-            self.state().bindings.iter().any(|binding| {
-                binding.action == "vm.create" && binding.mode == BindingMode::Enforce
-            });
+        let bound = |mode: BindingMode| {
+            let bindings = &self.state().bindings;
+            bindings
+                .iter()
+                .any(|b| b.action == "vm.create" && b.mode == mode)
+        };
         let missing = sample::missing_tags(&request.tags);
-        if bound && !missing.is_empty() {
+        if bound(BindingMode::Enforce) && !missing.is_empty() {
             self.record_decision("policy", &object, false);
             return Err(Fault {
                 kind: FaultKind::Denied,
@@ -195,7 +197,11 @@ impl Service for Fake {
         let decision = self.record_decision("placement", &object, false);
         let vm = self.set_vm(sample::vm(project, &request, &decision));
         self.happened(&who.name, "vm.created", &object, "It was placed on left");
-        Ok((vm, self.simple("vm.start", &object)))
+        let mut operation = self.simple("vm.start", &object);
+        if bound(BindingMode::Warn) {
+            operation.warnings = missing;
+        }
+        Ok((vm, operation))
     }
     async fn vm_start(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
         self.turn(project, name, Desired::Running)?;
