@@ -9,14 +9,15 @@ use dwcp_control::records::{Binding, BindingMode, Policy, Vm, VmSpec};
 use dwcp_plugins::{ConfigureError, Document, Setup};
 use dwcp_policy::{
     ApplyError, BindError, Engine, Judge, Mode, PolicySet, Question, RemoveError, SandboxEngine,
-    Source,
+    Source, Stamp,
 };
 use dwcp_store::Typed;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::decide::{Decider, StoreRecorder};
+use crate::decide::Decider;
+use crate::decisions::{About, Decisions};
 use crate::errors::{NodeError, chain, conflict, impossible, internal, invalid, record};
 use crate::node::Node;
 use crate::state::{Peer, Records, now_ms, object};
@@ -48,7 +49,7 @@ impl Engine for Current {
 pub(crate) struct Policies {
     set: Arc<PolicySet>,
     current: Arc<Current>,
-    recorder: Arc<StoreRecorder>,
+    decisions: Arc<Decisions>,
     /// Held during a change, so that store and set follow the same order.
     change: tokio::sync::Mutex<()>,
 }
@@ -105,11 +106,11 @@ fn key(policy: &Name, action: &str, project: Option<&Name>) -> String {
 impl Policies {
     pub(crate) async fn open(decider: &Decider, records: &Records) -> Result<Self, NodeError> {
         let current = Arc::new(Current(RwLock::new(engine(decider))));
-        let recorder = decider.recorder();
+        let decisions = decider.decisions();
         let policies = Self {
-            set: Arc::new(PolicySet::new(current.clone(), recorder.clone())),
+            set: Arc::new(PolicySet::new(current.clone(), decisions.clone())),
             current,
-            recorder,
+            decisions,
             change: tokio::sync::Mutex::new(()),
         };
         policies.restore(records).await?;
@@ -152,13 +153,13 @@ impl Policies {
 
     /// Asks the policies that are bound to an action. Answers what they warn of.
     async fn ask(&self, subject: &str, question: Question) -> Answer<Vec<String>> {
-        let (set, recorder) = (self.set.clone(), self.recorder.clone());
-        let subject = subject.to_owned();
+        let set = self.set.clone();
         let action = question.action.clone();
-        let asking = move || recorder.about(&subject, |stamp| set.decide(stamp, &question));
-        let (decision, outcome) = tokio::task::spawn_blocking(asking)
-            .await
-            .map_err(internal)?;
+        let asking = move |stamp: &Stamp| set.decide(stamp, &question);
+        let (decision, outcome) = self
+            .decisions
+            .decide(About::subject(subject), asking)
+            .await?;
         if outcome.allowed {
             return Ok(outcome.warning_lines());
         }

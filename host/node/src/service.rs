@@ -546,7 +546,7 @@ impl Service for Node {
     }
 
     async fn decision_get(&self, id: &str) -> Answer<Decision> {
-        let found = crate::decide::find(&self.records, id).await;
+        let found = crate::decisions::find(&self.records, id).await;
         found
             .map_err(record)?
             .ok_or_else(|| Fault::not_found(format!("decision {id}")))
