@@ -232,6 +232,7 @@ impl Decider {
         fleet: Fleet,
         region: &str,
         spec: &VmSpec,
+        near: Option<String>,
         subject: &str,
     ) -> Answer<Option<Placed>> {
         let Some(plugin) = self.read().placement.clone() else {
@@ -243,6 +244,7 @@ impl Decider {
                 id: subject.to_owned(),
                 cpu_millis: u32::from(spec.vcpus) * 1000,
                 memory_mib: u32::try_from(spec.memory_bytes >> 20).unwrap_or(u32::MAX),
+                near,
                 // Another region is asked by asking it: `dwcp --profile REGION vm create`.
                 terms: vec![Term {
                     relation: Relation::Requires,
