@@ -144,3 +144,13 @@ fn an_interrupted_one_leaves_nothing_behind() {
         println!("interrupted at {moment:?}: {} traces, all gone", made.len());
     }
 }
+
+#[test]
+fn ctrl_c_at_the_end_of_a_kept_one_is_no_failure() {
+    let mut demo = Running::start(&["--keep"]);
+    demo.until("its end", |_, line| {
+        line.is_some_and(|line| line.contains(demo::KEPT))
+    });
+    assert_eq!(demo.interrupt(), Some(0));
+    demo.traces.gone().unwrap();
+}
