@@ -192,6 +192,9 @@ pub struct Host {
     pub this: bool,
     /// Whether it answered when last asked (always true of this host).
     pub reachable: bool,
+    /// Why it did not, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Round trip to it when last measured, ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
@@ -383,6 +386,9 @@ pub struct Operation {
     /// What it does now, or why it failed, in a sentence.
     #[serde(default)]
     pub message: String,
+    /// What policies warned of when it was asked for, each with the policy's name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// When it began, ms.
     pub started_ms: u64,
     /// When it ended, ms.
@@ -557,10 +563,16 @@ pub struct Decision {
     pub plugin: String,
     /// SHA-256 of the component that answered.
     pub digest: Digest,
+    /// SHA-256 of what the component was configured with (a policy's sources); empty where there is nothing.
+    #[serde(default)]
+    pub configuration: String,
     /// What it was about, such as `projects/default/vms/web`.
     pub subject: String,
-    /// What it was asked.
+    /// What it was asked. A part of a decision that was too large to keep is replaced by `left_out_bytes`.
     pub input: serde_json::Value,
+    /// The fleet that placement saw, of the revision that the input names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<serde_json::Value>,
     /// What it answered, or the fault.
     pub answer: serde_json::Value,
     /// Whether the call ended in a fault.

@@ -13,25 +13,30 @@ use crate::node::Node;
 use crate::state::{now_ms, object};
 use crate::vms;
 
-/// Does everything up to the durable record; nothing runs yet.
+/// Does everything up to the durable record; nothing runs yet. Answers the machine and what policies warn of.
 pub(crate) async fn create(
     node: &Node,
     who: &Principal,
     project: &Name,
     request: VmCreate,
-) -> Answer<Vm> {
+) -> Answer<(Vm, Vec<String>)> {
     let at = object(project, &request.name);
-    let (spec, template) = specification(node, &request, &at).await?;
+    let Wanted {
+        spec,
+        template,
+        near,
+    } = specification(node, &request, &at).await?;
     vms::check(&spec)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
         node.images.open_image(digest)?;
     }
-    node.policies
+    let warnings = node
+        .policies
         .check_create(who, project, &request.name, &spec)
         .await?;
     let fleet = node.fleet().await?;
     let region = node.config.region.as_str();
-    let placed = node.decider.place(fleet, region, &spec, &at).await?;
+    let placed = node.decider.place(fleet, region, &spec, near, &at).await?;
     let placement = placed.map(|placed| here(placed, &node.config.name));
     let vm = Vm {
         id: uuid::Uuid::now_v7().to_string(),
@@ -53,7 +58,7 @@ pub(crate) async fn create(
         placement,
     };
     node.record_vm(&vm).await?;
-    Ok(vm)
+    Ok((vm, warnings))
 }
 
 /// A placement on this host. A plugin that chose another, which it may not, costs its answer and not the request.
@@ -73,13 +78,18 @@ fn here(mut placed: Placement, this: &Name) -> Placement {
     placed
 }
 
+/// What a request comes to.
+struct Wanted {
+    spec: VmSpec,
+    /// The template, with its version.
+    template: Option<String>,
+    /// The region whose users it serves, for placement.
+    near: Option<String>,
+}
+
 /// The template's specification, if there is one, under what the request says itself.
-async fn specification(
-    node: &Node,
-    request: &VmCreate,
-    at: &str,
-) -> Answer<(VmSpec, Option<String>)> {
-    let (base, template) = match &request.template {
+async fn specification(node: &Node, request: &VmCreate, at: &str) -> Answer<Wanted> {
+    let (base, template, near) = match &request.template {
         Some(asked) => {
             let template = find(node, asked).await?;
             let expanded = node
@@ -87,9 +97,11 @@ async fn specification(
                 .expand(&template, &request.parameters, at)
                 .await?;
             let name = format!("{}@{}", template.name, template.version);
-            (Some(from_template(&template, expanded)?), Some(name))
+            let near = expanded.placement.near.clone();
+            let spec = from_template(&template, expanded, &node.config.region)?;
+            (Some(spec), Some(name), near)
         }
-        None if request.parameters.is_empty() => (None, None),
+        None if request.parameters.is_empty() => (None, None, None),
         None => return Err(invalid("Parameters are a template's: name a template too")),
     };
     let missing = |what: &str| {
@@ -122,7 +134,11 @@ async fn specification(
     base.vcpus = request.vcpus.unwrap_or(base.vcpus);
     base.restart = request.restart.unwrap_or(base.restart);
     base.tags.extend(request.tags.clone());
-    Ok((base, template))
+    Ok(Wanted {
+        spec: base,
+        template,
+        near,
+    })
 }
 
 async fn find(node: &Node, asked: &str) -> Answer<Template> {
@@ -143,7 +159,8 @@ async fn find(node: &Node, asked: &str) -> Answer<Template> {
     }
 }
 
-fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
+fn from_template(template: &Template, expanded: Expanded, region: &Name) -> Answer<VmSpec> {
+    served(template, &expanded, region)?;
     let image = |image: Option<Image>, bundled: &Option<String>| match image {
         None => Ok(None),
         Some(Image::Stored(digest)) => Ok(Some(digest.trim_start_matches("sha256:").to_owned())),
@@ -155,12 +172,6 @@ fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
             ))),
         },
     };
-    if !expanded.volumes.is_empty() || !expanded.networks.is_empty() {
-        return Err(impossible(format!(
-            "Template {} wants disks or networks, which this version of DWCP does not have",
-            template.name
-        )));
-    }
     Ok(VmSpec {
         kernel: image(expanded.kernel, &template.kernel)?
             .ok_or_else(|| impossible(format!("Template {} names no kernel", template.name)))?,
@@ -169,6 +180,7 @@ fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
         memory_bytes: u64::from(expanded.memory_mib) << 20,
         vcpus: u8::try_from(expanded.vcpus).map_err(|_| invalid("Too many virtual CPUs"))?,
         restart: match expanded.restart {
+            // "Always" is refused above.
             Restart::Never => RestartPolicy::Never,
             Restart::OnFailure | Restart::Always => RestartPolicy::OnCrash,
         },
@@ -176,11 +188,113 @@ fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
     })
 }
 
+/// A template gets what it asks for, or is refused with what is missing: nothing of it is dropped in silence.
+fn served(template: &Template, expanded: &Expanded, region: &Name) -> Answer<()> {
+    let wishes = &expanded.placement;
+    let lacking = [
+        (!expanded.volumes.is_empty(), "disks"),
+        (!expanded.networks.is_empty(), "networks"),
+        (!wishes.labels.is_empty(), "labels of hosts"),
+        (
+            !wishes.groups.is_empty() || !wishes.apart_from.is_empty(),
+            "groups of machines",
+        ),
+        (
+            expanded.restart == Restart::Always,
+            "a restart after a guest has powered off (`restart = \"always\"`)",
+        ),
+    ];
+    let lacking = lacking.iter().filter(|(wanted, _)| *wanted);
+    let lacking: Vec<&str> = lacking.map(|(_, what)| *what).collect();
+    if !lacking.is_empty() {
+        return Err(impossible(format!(
+            "Template {} wants {}, which this version of DWCP does not have",
+            template.name,
+            lacking.join(" and ")
+        )));
+    }
+    if !wishes.regions.is_empty()
+        && !wishes
+            .regions
+            .iter()
+            .any(|wanted| wanted == region.as_str())
+    {
+        return Err(impossible(format!(
+            "Template {} wants to be in {}, and this host is of region {region}: create it there",
+            template.name,
+            wishes.regions.join(" or ")
+        )));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    fn template() -> Template {
+        Template {
+            name: "dwcp/worker".into(),
+            version: "1.0.0".into(),
+            description: String::new(),
+            plugin: "dwcp/template-default".into(),
+            digest: String::new(),
+            signed_by: String::new(),
+            media_type: String::new(),
+            installed_ms: 0,
+            document: String::new(),
+            kernel: Some("k".repeat(64)),
+            initrd: None,
+        }
+    }
+
+    fn expanded() -> Expanded {
+        Expanded {
+            vcpus: 1,
+            memory_mib: 64,
+            kernel: Some(Image::Bundled("kernel".into())),
+            initrd: None,
+            cmdline: String::new(),
+            volumes: Vec::new(),
+            networks: Vec::new(),
+            tags: Default::default(),
+            restart: Restart::OnFailure,
+            placement: Default::default(),
+        }
+    }
+
+    #[test]
+    fn what_a_template_wants_is_served_or_refused() {
+        type Change = fn(&mut Expanded);
+        let left = Name::new("left").unwrap();
+        let with = |change: Change| {
+            let mut expanded = expanded();
+            change(&mut expanded);
+            from_template(&template(), expanded, &left).map_err(|fault| fault.message)
+        };
+        let good: [Change; 3] = [
+            |_| {},
+            |vm| vm.placement.near = Some("far".into()),
+            |vm| vm.placement.regions = vec!["right".into(), "left".into()],
+        ];
+        for change in good {
+            assert_eq!(with(change).unwrap().restart, RestartPolicy::OnCrash);
+        }
+        let bad: [(Change, &str); 6] = [
+            (|vm| vm.placement.regions = vec!["right".into()], "right"),
+            (|vm| vm.placement.labels = vec!["gpu=yes".into()], "labels"),
+            (|vm| vm.placement.groups = vec!["web".into()], "groups"),
+            (|vm| vm.placement.apart_from = vec!["web".into()], "groups"),
+            (|vm| vm.restart = Restart::Always, "always"),
+            (|vm| vm.networks = vec!["lan".into()], "networks"),
+        ];
+        for (change, what) in bad {
+            let message = with(change).unwrap_err();
+            assert!(message.contains(what), "{message}");
+        }
+    }
 
     #[test]
     fn a_choice_of_another_host_falls_back_to_this_one() {

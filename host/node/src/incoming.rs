@@ -113,7 +113,7 @@ impl Incoming {
                 lacking.join(", ")
             )));
         }
-        node.policies.check_receive(&vm, peer).await?;
+        let warnings = node.policies.check_receive(&vm, peer).await?;
         let found = node.records.ownership.get(&vm.id).await.map_err(record)?;
         let held = found.as_ref().map(|found| &found.value);
         let epoch = Ownership::next_epoch(held, offer.epoch).map_err(crate::errors::forbidden)?;
@@ -129,6 +129,8 @@ impl Incoming {
             None => Compare::absent(node.records.ownership.key(&vm.id)),
         };
         promise(node, &vm, &expecting, unchanged).await?;
+        let at = object(&vm.project, &vm.name);
+        node.warned("vm.receive", &at, &warnings).await;
         let migration = begin(
             offer.migration.clone(),
             &vm,
@@ -303,7 +305,8 @@ impl Incoming {
             }
         }
         {
-            // Whoever deals with the end of its process waits until its record says that it runs.
+            // Whoever deals with the end of its process, or answers what became of it, waits until its record says that
+            // it runs: "taken" is told to nobody while it may still turn out that it never ran.
             let life = self.node.life(&self.vm.id);
             let _life = life.lock().await;
             self.take().await?;
@@ -322,6 +325,8 @@ impl Incoming {
     /// "Owned" becomes durable, and then the guest runs.
     async fn take(&self) -> Answer<()> {
         let (epoch, by) = (self.migration.epoch, &self.migration.id);
+        let before = self.node.ownership(&self.vm.id).await?;
+        let before = before.map_or(0, |held| held.took());
         // The process that holds the machine must be there before the source's copy is worth nothing.
         self.node.vmm(&self.vm.id, |vmm| vmm.status()).await?;
         self.node
@@ -335,8 +340,8 @@ impl Incoming {
             // It ended before it was ever told to run, and the source was told nothing: the source's copy is the one.
             self.node
                 .own(&self.vm.id, |held| match held {
-                    Some(held) => held.never_ran(epoch),
-                    None => Ownership::Refused { next: 0, took: 0 }.never_ran(epoch),
+                    Some(held) => held.never_ran(epoch, before),
+                    None => Ownership::Refused { next: 0, took: 0 }.never_ran(epoch, before),
                 })
                 .await?;
             return Err(fault);

@@ -16,6 +16,7 @@ mod config;
 mod consoles;
 mod create;
 mod decide;
+mod decisions;
 mod errors;
 mod events;
 mod identity;

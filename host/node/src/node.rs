@@ -241,6 +241,7 @@ impl Node {
             fingerprint: self.keys.fingerprint(),
             this: true,
             reachable: true,
+            problem: None,
             rtt_ms: None,
             capacity: Some(self.capacity().await?),
         })

@@ -31,9 +31,20 @@ impl Node {
         let _ = noted.await;
     }
 
-    pub(crate) async fn begin_start(&self, vm: &Vm) -> Answer<Operation> {
+    /// Tells everybody who follows the events what policies warned the one who asked of.
+    pub(crate) async fn warned(&self, action: &str, at: &str, warnings: &[String]) {
+        if !warnings.is_empty() {
+            let message = format!("{action}: {}", warnings.join("; "));
+            self.events.emit("policy.warned", at, message).await;
+        }
+    }
+
+    pub(crate) async fn begin_start(&self, vm: &Vm, warnings: Vec<String>) -> Answer<Operation> {
         let at = object(&vm.project, &vm.name);
-        let (operation, running) = self.operations.begin("vm.start", &at, "starting").await?;
+        let begun = self
+            .operations
+            .begin_warned("vm.start", &at, "starting", warnings);
+        let (operation, running) = begun.await?;
         let (node, id) = (self.arc(), vm.id.clone());
         tokio::spawn(async move {
             let started = node.start(&id).await.map(|()| "Running".to_owned());
@@ -118,7 +129,7 @@ impl Node {
         }
         let peer = peers::find(self, &request.to).await?;
         self.permit(&vm).await?;
-        self.policies.check_migrate(who, &vm, &peer).await?;
+        let warnings = self.policies.check_migrate(who, &vm, &peer).await?;
         {
             // Whoever sets the phase has the migration: a second one finds it set.
             let life = self.life(&vm.id);
@@ -143,7 +154,7 @@ impl Node {
             .await?;
         }
         let id = vm.id.clone();
-        let started = self.spawn_migration(vm, peer, request).await;
+        let started = self.spawn_migration(vm, peer, request, warnings).await;
         if started.is_err() {
             // Nothing was begun: the keeper takes it back from "migrating".
             self.migration_ended(&id).await;
@@ -156,6 +167,7 @@ impl Node {
         vm: Vm,
         peer: crate::state::Peer,
         request: &MigrateRequest,
+        warnings: Vec<String>,
     ) -> Answer<Operation> {
         let id = uuid::Uuid::now_v7().to_string();
         let (from, to) = (self.config.name.clone(), peer.name.clone());
@@ -163,7 +175,11 @@ impl Node {
         outgoing::save(self, &migration).await?;
         let at = object(&vm.project, &vm.name);
         let message = format!("preparing to send {} to {}", vm.name, peer.name);
-        let (_, running) = self.operations.begin("vm.migrate", &at, &message).await?;
+        self.warned("vm.migrate", &at, &warnings).await;
+        let begun = self
+            .operations
+            .begin_warned("vm.migrate", &at, &message, warnings);
+        let (_, running) = begun.await?;
         running.show(&migration);
         let operation = self.operations.get(running.id()).await?;
         self.events.emit("migration.started", &at, message).await;

@@ -205,13 +205,17 @@ impl Service for Node {
         let detail = json!(request);
         let start = request.start;
         let created = create::create(self, who, project, request).await;
-        let created = self.audited(who, "vm.create", &at, detail, created).await?;
+        let (created, warnings) = self.audited(who, "vm.create", &at, detail, created).await?;
         let message = format!("{} exists on {}", created.name, self.config.name);
         self.events.emit("vm.created", &at, message).await;
+        self.warned("vm.create", &at, &warnings).await;
         let operation = if start {
-            self.begin_start(&created).await?
+            self.begin_start(&created, warnings).await?
         } else {
-            let begun = self.operations.begin("vm.create", &at, "created").await?;
+            let begun = self
+                .operations
+                .begin_warned("vm.create", &at, "created", warnings)
+                .await?;
             begun.1.end(&Ok("Created".into())).await;
             self.operations.get(&begun.0.id).await?
         };
@@ -234,7 +238,7 @@ impl Service for Node {
         let vm = self
             .audited(who, "vm.start", &at, json!({}), checked)
             .await?;
-        self.begin_start(&vm).await
+        self.begin_start(&vm, Vec::new()).await
     }
 
     async fn vm_stop(
@@ -542,7 +546,7 @@ impl Service for Node {
     }
 
     async fn decision_get(&self, id: &str) -> Answer<Decision> {
-        let found = crate::decide::find(&self.records, id).await;
+        let found = crate::decisions::find(&self.records, id).await;
         found
             .map_err(record)?
             .ok_or_else(|| Fault::not_found(format!("decision {id}")))

@@ -221,16 +221,17 @@ pub(crate) fn versioned<T>(found: Versioned<T>) -> service::Versioned<T> {
     }
 }
 
-/// A peer as the API shows it.
-pub(crate) fn peer_host(peer: &Peer, reachable: bool, rtt_ms: Option<f64>) -> Host {
+/// A peer as the API shows it before it was asked how it is.
+pub(crate) fn peer_host(peer: &Peer) -> Host {
     Host {
         name: peer.name.clone(),
         region: peer.region.clone(),
         address: peer.address.to_string(),
         fingerprint: peer.fingerprint.clone(),
         this: false,
-        reachable,
-        rtt_ms,
+        reachable: false,
+        problem: None,
+        rtt_ms: None,
         capacity: None,
     }
 }

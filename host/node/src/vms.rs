@@ -25,6 +25,10 @@ use crate::state::{VmKey, object};
 
 /// How long a guest may take to react to the power button before it is ended.
 const POWER_BUTTON: Duration = Duration::from_secs(20);
+/// How long a process that did not start its guest may take to end, before it is ended without having said why.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Checks a specification against what every host demands.
 pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
@@ -156,19 +160,24 @@ impl Node {
         }
     }
 
-    /// Why a machine's process ended at once, in its own words, if it did.
+    /// Why a machine's process ended at once, in its own words, if it did. That its socket broke is known before its end
+    /// is: the launcher is asked until it has seen that, or until the process has been given its time to end.
     async fn last_words(&self, id: &str) -> Option<Fault> {
-        let children = self.launcher.list().await.ok()?;
-        let child = children.into_iter().find(|c| c.id.as_str() == id)?;
-        match child.state {
-            ChildState::Exited {
-                last_words: Some(words),
-                ..
-            } => {
-                let words = words.strip_prefix("error: ").unwrap_or(&words);
-                Some(impossible(format!("It cannot run: {words}")))
+        let deadline = tokio::time::Instant::now() + LAST_WORDS;
+        loop {
+            let children = self.launcher.list().await.ok()?;
+            let child = children.into_iter().find(|c| c.id.as_str() == id)?;
+            if let ChildState::Exited { last_words, .. } = &child.state {
+                let words = match last_words {
+                    Some(words) => words.strip_prefix("error: ").unwrap_or(words).to_owned(),
+                    None => verdict(&child.state).1,
+                };
+                return Some(impossible(format!("It cannot run: {words}")));
             }
-            _ => None,
+            if tokio::time::Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 

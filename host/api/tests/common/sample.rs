@@ -29,6 +29,7 @@ pub(super) fn this_host() -> Host {
         fingerprint: digest_of(b"left"),
         this: true,
         reachable: true,
+        problem: None,
         rtt_ms: None,
         capacity: Some(Capacity {
             cpus: 8,
@@ -119,6 +120,7 @@ pub(super) fn operation(action: &str, object: &str) -> Operation {
         object: object.into(),
         state: OperationState::Running,
         message: String::new(),
+        warnings: Vec::new(),
         started_ms: NOW_MS,
         ended_ms: None,
         migration: None,

@@ -171,6 +171,13 @@ async fn wait(context: &Context, operation: &Operation, what: &str) -> anyhow::R
     Ok(operation?)
 }
 
+/// What policies let pass, and warn of.
+fn warn(operation: &Operation) {
+    for warning in &operation.warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
 async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
     let request = VmCreate {
         template: args.template,
@@ -188,6 +195,7 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
         ..VmCreate::new(args.name)
     };
     let created = context.client.vm_create(&context.project, &request).await?;
+    warn(&created.operation);
     wait(context, &created.operation, "starting").await?;
     let vm = context
         .client
@@ -251,6 +259,7 @@ async fn migrate(context: &Context, args: MigrateArgs) -> anyhow::Result<()> {
     };
     let (client, project) = (&context.client, &context.project);
     let operation = client.vm_migrate(project, &args.name, &request).await?;
+    warn(&operation);
     let mut bar = MigrationBar::new(&args.name);
     let ended = client
         .operation_watch(&operation.id, |operation| bar.show(operation))

@@ -17,6 +17,9 @@ pub struct Host {
     pub this: bool,
     /// Whether it answered when last asked.
     pub reachable: bool,
+    /// Why it did not, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Round trip to it when last measured, ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
