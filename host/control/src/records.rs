@@ -24,7 +24,7 @@ pub struct VmSpec {
     /// Initial RAM disk, by digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<Digest>,
-    /// Kernel command line, at most 2,047 bytes.
+    /// Kernel command line, at most 1,536 bytes.
     #[serde(default)]
     pub cmdline: String,
     /// Guest memory in bytes: a multiple of 2 MiB, from 16 MiB to 1 TiB.
@@ -165,11 +165,11 @@ pub enum VmPhase {
 pub struct Placement {
     /// The recorded decision.
     pub decision: String,
-    /// The plugin that decided, `publisher/name@version`, or `built-in`.
+    /// The plugin that decided, `publisher/name@version`.
     pub plugin: String,
     /// The host that was chosen.
     pub host: Name,
-    /// Its score, 0 to 1.
+    /// Its score, 0 to 100; higher is better.
     pub score: f64,
     /// Each factor and what it said, in the plugin's words.
     pub reasons: Vec<String>,
@@ -251,7 +251,7 @@ pub struct Image {
 pub struct MigrateRequest {
     /// The host to go to, by the name it was introduced under.
     pub to: Name,
-    /// TLS streams, 1 to 64; chosen from the link if absent.
+    /// TLS streams, 1 to 64; 4 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<u8>,
     /// The pause that the guest may see, ms; the last round is sent once it is forecast to fit (default 300).

@@ -239,7 +239,7 @@ impl Node {
 
     /// Drops answers whose day is over, and the oldest beyond what is kept.
     pub(crate) async fn forget_answers(&self) -> Answer<()> {
-        // Looked at now and then: a key's hash decides, so that no counter has to live anywhere.
+        // Looked at now and then: the clock decides, so that no counter has to live anywhere.
         if !now_ms().is_multiple_of(64) {
             return Ok(());
         }
