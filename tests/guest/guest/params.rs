@@ -1,5 +1,7 @@
 //! What the command line asks for. Unknown words are ignored: a VMM may add its own.
 
+use crate::fill::Mix;
+
 /// The parameters with their defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Params {
@@ -17,8 +19,8 @@ pub struct Params {
     pub tsc_khz: u64,
     /// `exit=reset`: reset at once.
     pub exit: bool,
-    /// `mix=` named something other than `reference`.
-    pub unknown_mix: bool,
+    /// `mix=`: what the fill consists of; `None` if it named something unknown.
+    pub mix: Option<Mix>,
 }
 
 impl Params {
@@ -32,7 +34,7 @@ impl Params {
             verify: 1,
             tsc_khz: 0,
             exit: false,
-            unknown_mix: false,
+            mix: Some(Mix::Reference),
         };
         for word in line.split(|byte| *byte == b' ') {
             let Some(equals) = word.iter().position(|byte| *byte == b'=') else {
@@ -47,7 +49,7 @@ impl Params {
                 b"verify" => set(&mut params.verify, value),
                 b"tsc_khz" => set(&mut params.tsc_khz, value),
                 b"exit" => params.exit = value == b"reset",
-                b"mix" => params.unknown_mix = value != b"reference",
+                b"mix" => params.mix = Mix::named(value),
                 _ => {}
             }
         }
