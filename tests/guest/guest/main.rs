@@ -45,8 +45,8 @@ extern "C" fn ring3_main() -> ! {
         params.tsc_khz
     };
     let _ = writeln!(Serial, "guest: up tsc_khz {khz}");
-    if params.seed == 0 || params.unknown_mix {
-        refuse("seed must not be 0, and the only mix is reference");
+    if params.seed == 0 || params.mix.is_none() {
+        refuse("seed must not be 0, and mix is reference, zero, random or text");
     }
     // SAFETY: called here only, once.
     let Some(memory) = (unsafe { Memory::divide(&params) }) else {
