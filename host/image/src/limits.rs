@@ -54,8 +54,8 @@ pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Most boot loader entries that are read.
 pub const BOOT_ENTRIES_MAX: usize = 64;
 
-/// Longest kernel command line, in bytes: what Linux on x86 takes, less its end.
-pub const COMMAND_LINE_BYTES_MAX: usize = 2047;
+/// Longest kernel command line, in bytes: as much as a VM is started with here.
+pub const COMMAND_LINE_BYTES_MAX: usize = 1536;
 
 /// Largest kernel: 256 MiB.
 pub const KERNEL_BYTES_MAX: u64 = 256 << 20;
@@ -71,3 +71,15 @@ pub const REMARKS_MAX: usize = 64;
 
 /// Longest piece of an image's own text in an error or a remark, in characters.
 pub const SHOWN_CHARACTERS_MAX: usize = 200;
+
+/// Largest user data for cloud-init: 1 MiB.
+pub const USER_DATA_BYTES_MAX: usize = 1 << 20;
+
+/// Largest network configuration for cloud-init: 64 KiB.
+pub const NETWORK_BYTES_MAX: usize = 64 << 10;
+
+/// Most SSH keys of one guest.
+pub const SSH_KEYS_MAX: usize = 64;
+
+/// Longest SSH key line, in bytes: an RSA key of 16,384 bits has 2,800.
+pub const SSH_KEY_BYTES_MAX: usize = 8 << 10;

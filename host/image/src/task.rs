@@ -36,11 +36,7 @@ fn open(chain: Vec<(File, Expected)>) -> Result<System, TaskError> {
     Ok(System::open(disk)?)
 }
 
-fn copy(
-    chain: Vec<(File, Expected)>,
-    kernel: File,
-    initrd: File,
-) -> Result<Answer, TaskError> {
+fn copy(chain: Vec<(File, Expected)>, kernel: File, initrd: File) -> Result<Answer, TaskError> {
     let system = open(chain)?;
     let plan = boot::find(&system)?;
     let boot = plan.copy(

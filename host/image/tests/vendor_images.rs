@@ -81,24 +81,41 @@ impl Debian {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let (kernel, initrd) = (noise(18, 900_001), noise(81, 2_500_003));
-        let grub = GRUB_CFG.replace("@ROOT_UUID@", ROOT_UUID).replace("@ROOT_PART@", ROOT_PART);
+        let grub = GRUB_CFG
+            .replace("@ROOT_UUID@", ROOT_UUID)
+            .replace("@ROOT_PART@", ROOT_PART);
         lay_out(
             &at("root"),
             &[
                 ("/boot/vmlinuz-6.1.0-9-cloud-amd64", Content::File(b"older")),
-                ("/boot/initrd.img-6.1.0-9-cloud-amd64", Content::File(b"older")),
+                (
+                    "/boot/initrd.img-6.1.0-9-cloud-amd64",
+                    Content::File(b"older"),
+                ),
                 ("/boot/vmlinuz-6.1.0-18-cloud-amd64", Content::File(&kernel)),
-                ("/boot/initrd.img-6.1.0-18-cloud-amd64", Content::File(&initrd)),
+                (
+                    "/boot/initrd.img-6.1.0-18-cloud-amd64",
+                    Content::File(&initrd),
+                ),
                 ("/boot/grub/grub.cfg", Content::File(grub.as_bytes())),
-                ("/vmlinuz", Content::Link("boot/vmlinuz-6.1.0-18-cloud-amd64")),
-                ("/initrd.img", Content::Link("boot/initrd.img-6.1.0-18-cloud-amd64")),
+                (
+                    "/vmlinuz",
+                    Content::Link("boot/vmlinuz-6.1.0-18-cloud-amd64"),
+                ),
+                (
+                    "/initrd.img",
+                    Content::Link("boot/initrd.img-6.1.0-18-cloud-amd64"),
+                ),
                 ("/etc/os-release", Content::File(b"ID=debian\n")),
             ],
         );
         lay_out(
             &at("esp"),
             &[
-                ("/EFI/debian/grub.cfg", Content::File(b"configfile $prefix/grub.cfg\n")),
+                (
+                    "/EFI/debian/grub.cfg",
+                    Content::File(b"configfile $prefix/grub.cfg\n"),
+                ),
                 ("/EFI/BOOT/BOOTX64.EFI", Content::File(&noise(3, 70_000))),
             ],
         );
@@ -109,11 +126,24 @@ impl Debian {
             &raw,
             "gpt",
             &[
-                Piece { kind: ESP_TYPE, image: &at("esp.fat"), uuid: ESP_PART },
-                Piece { kind: ROOT_TYPE, image: &at("root.ext4"), uuid: ROOT_PART },
+                Piece {
+                    kind: ESP_TYPE,
+                    image: &at("esp.fat"),
+                    uuid: ESP_PART,
+                },
+                Piece {
+                    kind: ROOT_TYPE,
+                    image: &at("root.ext4"),
+                    uuid: ROOT_PART,
+                },
             ],
         );
-        Self { raw, kernel, initrd, folder }
+        Self {
+            raw,
+            kernel,
+            initrd,
+            folder,
+        }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -150,7 +180,15 @@ fn debians_image_is_read_raw_and_as_qcow2() {
         .inspection
         .partitions
         .iter()
-        .map(|part| (part.number, part.role, part.start, part.bytes, part.file_system))
+        .map(|part| {
+            (
+                part.number,
+                part.role,
+                part.start,
+                part.bytes,
+                part.file_system,
+            )
+        })
         .collect();
     assert_eq!(
         parts,
@@ -198,15 +236,29 @@ fn what_a_qcow2_names_is_refused_and_what_it_cannot_have_is_said() {
     };
     let base = at("base.raw");
     let reason = create("overlay.qcow2", &["-b", text(&base), "-F", "raw"]);
-    assert!(reason.contains("names a backing file") && reason.contains("qemu-img rebase"), "{reason}");
+    assert!(
+        reason.contains("names a backing file") && reason.contains("qemu-img rebase"),
+        "{reason}"
+    );
     let data = format!("data_file={},data_file_raw=on", text(&at("data.raw")));
     let reason = create("outside.qcow2", &["-o", &data]);
-    assert!(reason.contains("keeps its data in another file"), "{reason}");
-    let reason = create("subclusters.qcow2", &["-o", "extended_l2=on,cluster_size=64k"]);
+    assert!(
+        reason.contains("keeps its data in another file"),
+        "{reason}"
+    );
+    let reason = create(
+        "subclusters.qcow2",
+        &["-o", "extended_l2=on,cluster_size=64k"],
+    );
     assert!(reason.contains("extended_l2=off"), "{reason}");
     let reason = create("zstd.qcow2", &["-o", "compression_type=zstd"]);
     assert!(reason.contains("compression_type=zlib"), "{reason}");
-    let secret = ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s"];
+    let secret = [
+        "--object",
+        "secret,id=s,data=abc",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=s",
+    ];
     let reason = create("locked.qcow2", &secret);
     assert!(reason.contains("encrypted"), "{reason}");
     // One without any of these is opened, and only then found to be empty.
@@ -235,13 +287,21 @@ fn a_chain_is_what_the_caller_says() {
     ];
     let out = boot(chain, folder).unwrap();
     debian.check(&out);
-    let formats: Vec<_> = out.inspection.layers.iter().map(|layer| layer.format).collect();
+    let formats: Vec<_> = out
+        .inspection
+        .layers
+        .iter()
+        .map(|layer| layer.format)
+        .collect();
     assert_eq!(formats, [Format::Qcow2, Format::Qcow2, Format::Raw]);
     // The overlay alone is an empty disk.
     let reason = refused(vec![open(&overlay, Expected::Qcow2)], folder);
     assert!(reason.contains("No kernel was found"), "{reason}");
     let reason = refused(
-        vec![open(&debian.raw, Expected::Raw), open(&overlay, Expected::Qcow2)],
+        vec![
+            open(&debian.raw, Expected::Raw),
+            open(&overlay, Expected::Qcow2),
+        ],
         folder,
     );
     assert!(reason.contains("Image 1 of the chain is raw"), "{reason}");
@@ -266,35 +326,74 @@ fn loader_entries_of_a_boot_partition_come_before_grub() {
              $tuned_initrd\noptions $kernelopts rhgb\noptions quiet\ngrub_users $grub_users\n"
         )
     };
-    let (new, old) = (entry("6.5.10-300.fc39.x86_64"), entry("6.5.6-300.fc39.x86_64"));
+    let (new, old) = (
+        entry("6.5.10-300.fc39.x86_64"),
+        entry("6.5.6-300.fc39.x86_64"),
+    );
     let gone = entry("6.9.0-1.fc39.x86_64");
-    let environment = format!("# GRUB Environment Block\nkernelopts=root=UUID={ROOT_UUID} ro\n####");
+    let environment =
+        format!("# GRUB Environment Block\nkernelopts=root=UUID={ROOT_UUID} ro\n####");
     lay_out(
         &at("boot"),
         &[
-            ("/loader/entries/abc-6.9.0.conf", Content::File(gone.as_bytes())),
-            ("/loader/entries/abc-6.5.10.conf", Content::File(new.as_bytes())),
-            ("/loader/entries/abc-6.5.6.conf", Content::File(old.as_bytes())),
-            ("/vmlinuz-6.5.10-300.fc39.x86_64", Content::File(b"new kernel")),
-            ("/initramfs-6.5.10-300.fc39.x86_64.img", Content::File(b"new initrd")),
-            ("/vmlinuz-6.5.6-300.fc39.x86_64", Content::File(b"old kernel")),
-            ("/initramfs-6.5.6-300.fc39.x86_64.img", Content::File(b"old initrd")),
+            (
+                "/loader/entries/abc-6.9.0.conf",
+                Content::File(gone.as_bytes()),
+            ),
+            (
+                "/loader/entries/abc-6.5.10.conf",
+                Content::File(new.as_bytes()),
+            ),
+            (
+                "/loader/entries/abc-6.5.6.conf",
+                Content::File(old.as_bytes()),
+            ),
+            (
+                "/vmlinuz-6.5.10-300.fc39.x86_64",
+                Content::File(b"new kernel"),
+            ),
+            (
+                "/initramfs-6.5.10-300.fc39.x86_64.img",
+                Content::File(b"new initrd"),
+            ),
+            (
+                "/vmlinuz-6.5.6-300.fc39.x86_64",
+                Content::File(b"old kernel"),
+            ),
+            (
+                "/initramfs-6.5.6-300.fc39.x86_64.img",
+                Content::File(b"old initrd"),
+            ),
             ("/grub2/grubenv", Content::File(environment.as_bytes())),
-            ("/grub2/grub.cfg", Content::File(b"menuentry x { linux /vmlinuz-6.5.6-300.fc39.x86_64 }")),
+            (
+                "/grub2/grub.cfg",
+                Content::File(b"menuentry x { linux /vmlinuz-6.5.6-300.fc39.x86_64 }"),
+            ),
             ("/boot", Content::Link(".")),
         ],
     );
     make_ext4(&at("boot.ext4"), &at("boot"), 16 * MIB, BOOT_UUID, &[]);
     // A root that is not read, as Fedora has it.
     sparse(&at("root.btrfs"), 4 * MIB);
-    let root = fs::OpenOptions::new().write(true).open(at("root.btrfs")).unwrap();
+    let root = fs::OpenOptions::new()
+        .write(true)
+        .open(at("root.btrfs"))
+        .unwrap();
     std::os::unix::fs::FileExt::write_all_at(&root, b"_BHRfS_M", 0x1_0040).unwrap();
     make_disk(
         &at("disk.raw"),
         "gpt",
         &[
-            Piece { kind: ROOT_TYPE, image: &at("root.btrfs"), uuid: ROOT_PART },
-            Piece { kind: BOOT_TYPE, image: &at("boot.ext4"), uuid: BOOT_PART },
+            Piece {
+                kind: ROOT_TYPE,
+                image: &at("root.btrfs"),
+                uuid: ROOT_PART,
+            },
+            Piece {
+                kind: BOOT_TYPE,
+                image: &at("boot.ext4"),
+                uuid: BOOT_PART,
+            },
         ],
     );
     let out = boot(chain(&at("disk.raw")), folder.path()).unwrap();
@@ -306,7 +405,10 @@ fn loader_entries_of_a_boot_partition_come_before_grub() {
         format!("root=UUID={ROOT_UUID} ro rhgb quiet console=ttyS0")
     );
     let remarks = out.boot.remarks.join("; ");
-    assert!(remarks.contains("/vmlinuz-6.9.0-1.fc39.x86_64"), "{remarks}");
+    assert!(
+        remarks.contains("/vmlinuz-6.9.0-1.fc39.x86_64"),
+        "{remarks}"
+    );
     assert!(remarks.contains("partition 1 is btrfs"), "{remarks}");
 }
 
@@ -333,16 +435,33 @@ fn grub_of_a_boot_partition_finds_its_files_there_and_joins_initrds() {
             ("/initrd.img-6.8", Content::File(b"initrd")),
         ],
     );
-    lay_out(&at("root"), &[("/etc/os-release", Content::File(b"ID=ubuntu\n"))]);
+    lay_out(
+        &at("root"),
+        &[("/etc/os-release", Content::File(b"ID=ubuntu\n"))],
+    );
     // Old file systems have no extents and no checksums.
-    make_ext4(&at("boot.ext2"), &at("boot"), 8 * MIB, BOOT_UUID, &["-t", "ext2", "-b", "1024"]);
+    make_ext4(
+        &at("boot.ext2"),
+        &at("boot"),
+        8 * MIB,
+        BOOT_UUID,
+        &["-t", "ext2", "-b", "1024"],
+    );
     make_ext4(&at("root.ext4"), &at("root"), 8 * MIB, ROOT_UUID, &[]);
     make_disk(
         &at("disk.raw"),
         "dos",
         &[
-            Piece { kind: "83", image: &at("root.ext4"), uuid: "" },
-            Piece { kind: "ea", image: &at("boot.ext2"), uuid: "" },
+            Piece {
+                kind: "83",
+                image: &at("root.ext4"),
+                uuid: "",
+            },
+            Piece {
+                kind: "ea",
+                image: &at("boot.ext2"),
+                uuid: "",
+            },
         ],
     );
     let out = boot(chain(&at("disk.raw")), folder.path()).unwrap();
@@ -350,8 +469,15 @@ fn grub_of_a_boot_partition_finds_its_files_there_and_joins_initrds() {
     assert_eq!(out.boot.source, Source::Grub);
     assert_eq!(out.kernel, b"the kernel");
     assert_eq!(out.initrd, b"micro\0\0\0initrd");
-    assert_eq!(out.boot.command_line, "root=LABEL=cloudimg-rootfs ro console=ttyS0");
-    assert!(out.boot.remarks[0].contains("/memtest86+"), "{:?}", out.boot.remarks);
+    assert_eq!(
+        out.boot.command_line,
+        "root=LABEL=cloudimg-rootfs ro console=ttyS0"
+    );
+    assert!(
+        out.boot.remarks[0].contains("/memtest86+"),
+        "{:?}",
+        out.boot.remarks
+    );
 }
 
 #[test]
@@ -366,15 +492,27 @@ fn the_usual_names_serve_a_disk_without_a_table() {
         &[
             ("/boot/vmlinuz-5.10.0-9", Content::File(b"older")),
             ("/boot/vmlinuz-5.10.0-28", Content::File(b"newest")),
-            ("/boot/initramfs-5.10.0-28.img", Content::File(b"its initrd")),
+            (
+                "/boot/initramfs-5.10.0-28.img",
+                Content::File(b"its initrd"),
+            ),
             ("/etc/fstab", Content::File(b"")),
         ],
     );
-    make_ext4(&at("disk.ext4"), &at("root"), 8 * MIB, ROOT_UUID, &["-O", "^metadata_csum"]);
+    make_ext4(
+        &at("disk.ext4"),
+        &at("root"),
+        8 * MIB,
+        ROOT_UUID,
+        &["-O", "^metadata_csum"],
+    );
     let out = boot(chain(&at("disk.ext4")), folder.path()).unwrap();
     assert_eq!(out.inspection.table, TableKind::None);
     assert_eq!(out.boot.source, Source::UsualNames);
-    assert_eq!((out.kernel, out.initrd), (b"newest".to_vec(), b"its initrd".to_vec()));
+    assert_eq!(
+        (out.kernel, out.initrd),
+        (b"newest".to_vec(), b"its initrd".to_vec())
+    );
     assert_eq!(out.boot.command_line, "root=/dev/vda ro console=ttyS0");
 
     // A link is taken before the newest; a written command line before a made one.
@@ -394,7 +532,10 @@ fn the_usual_names_serve_a_disk_without_a_table() {
 #[test]
 fn loader_entries_on_an_efi_partition_are_read_from_every_fat() {
     let tools = &["mkfs.vfat", "mcopy", "sfdisk"];
-    if !has_tools("loader_entries_on_an_efi_partition_are_read_from_every_fat", tools) {
+    if !has_tools(
+        "loader_entries_on_an_efi_partition_are_read_from_every_fat",
+        tools,
+    ) {
         return;
     }
     for (bits, mib) in [("12", 2), ("16", 16), ("32", 40)] {
@@ -415,7 +556,11 @@ fn loader_entries_on_an_efi_partition_are_read_from_every_fat() {
         make_disk(
             &at("disk.raw"),
             "gpt",
-            &[Piece { kind: ESP_TYPE, image: &at("esp.fat"), uuid: ESP_PART }],
+            &[Piece {
+                kind: ESP_TYPE,
+                image: &at("esp.fat"),
+                uuid: ESP_PART,
+            }],
         );
         let out = boot(chain(&at("disk.raw")), folder.path()).unwrap();
         assert_eq!(out.boot.source, Source::LoaderEntry, "FAT{bits}");
@@ -440,13 +585,27 @@ fn file_systems_that_are_not_read_are_named() {
         &at("disk.raw"),
         "gpt",
         &[
-            Piece { kind: BOOT_TYPE, image: &at("boot.btrfs"), uuid: BOOT_PART },
-            Piece { kind: LINUX_TYPE, image: &at("root.xfs"), uuid: ROOT_PART },
+            Piece {
+                kind: BOOT_TYPE,
+                image: &at("boot.btrfs"),
+                uuid: BOOT_PART,
+            },
+            Piece {
+                kind: LINUX_TYPE,
+                image: &at("root.xfs"),
+                uuid: ROOT_PART,
+            },
         ],
     );
     let reason = refused(chain(&at("disk.raw")), folder.path());
-    assert!(reason.contains("partition 1 is btrfs, partition 2 is XFS"), "{reason}");
-    assert!(reason.contains("only ext4 and FAT are read") && reason.contains("--kernel"), "{reason}");
+    assert!(
+        reason.contains("partition 1 is btrfs, partition 2 is XFS"),
+        "{reason}"
+    );
+    assert!(
+        reason.contains("only ext4 and FAT are read") && reason.contains("--kernel"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -457,13 +616,19 @@ fn a_backup_table_and_large_sectors_and_logical_partitions_are_read() {
     }
     let debian = Debian::make();
     let folder = debian.folder.path();
-    let file = fs::OpenOptions::new().write(true).open(&debian.raw).unwrap();
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(&debian.raw)
+        .unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 64], 600).unwrap();
     debian.check(&boot(chain(&debian.raw), folder).unwrap());
     let end = fs::metadata(&debian.raw).unwrap().len();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 64], end - SECTOR).unwrap();
     let reason = refused(chain(&debian.raw), folder);
-    assert!(reason.contains("GUID partition table is damaged"), "{reason}");
+    assert!(
+        reason.contains("GUID partition table is damaged"),
+        "{reason}"
+    );
 
     let logical = debian.at("logical.raw");
     sparse(&logical, 60 * MIB);
@@ -474,7 +639,12 @@ fn a_backup_table_and_large_sectors_and_logical_partitions_are_read() {
     let root = fs::read(debian.at("root.ext4")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &root, 8192 * SECTOR).unwrap();
     let out = boot(chain(&logical), folder).unwrap();
-    let numbers: Vec<_> = out.inspection.partitions.iter().map(|part| part.number).collect();
+    let numbers: Vec<_> = out
+        .inspection
+        .partitions
+        .iter()
+        .map(|part| part.number)
+        .collect();
     assert_eq!(numbers, [5, 6]);
     debian.check(&out);
 }

@@ -1,6 +1,6 @@
 //! The kernel's command line: from what an image says to what a VM is started with.
 //!
-//! What always holds: one line of printable characters that Linux takes whole, with a console on the serial port.
+//! What always holds: one line of printable characters, short enough to be passed whole, with a console on the serial port.
 
 use crate::limits::COMMAND_LINE_BYTES_MAX;
 
@@ -11,7 +11,7 @@ const CONSOLE: &str = "console=ttyS0";
 #[derive(Debug, thiserror::Error)]
 pub enum CommandLineError {
     /// Too long.
-    #[error("It has {0} bytes; Linux takes at most {COMMAND_LINE_BYTES_MAX}")]
+    #[error("It has {0} bytes; a VM is started with at most {COMMAND_LINE_BYTES_MAX}")]
     TooLong(usize),
     /// Something in it that belongs into no command line.
     #[error("It contains a control character")]
@@ -29,7 +29,7 @@ pub(super) fn finish(options: &str) -> Result<String, CommandLineError> {
     Ok(line)
 }
 
-/// Whether a line is one that Linux takes.
+/// Whether a line is one that a VM is started with.
 pub(crate) fn check(line: &str) -> Result<(), CommandLineError> {
     if line.len() > COMMAND_LINE_BYTES_MAX {
         return Err(CommandLineError::TooLong(line.len()));
@@ -56,15 +56,24 @@ mod tests {
 
     #[test]
     fn a_console_is_added_once() {
-        assert_eq!(finish("root=LABEL=x  ro\tquiet").unwrap(), "root=LABEL=x ro quiet console=ttyS0");
-        for line in ["root=x console=ttyS0", "console=ttyS0,115200n8 console=tty0"] {
+        assert_eq!(
+            finish("root=LABEL=x  ro\tquiet").unwrap(),
+            "root=LABEL=x ro quiet console=ttyS0"
+        );
+        for line in [
+            "root=x console=ttyS0",
+            "console=ttyS0,115200n8 console=tty0",
+        ] {
             assert_eq!(finish(line).unwrap(), line);
         }
-        assert_eq!(finish("console=ttyS01").unwrap(), "console=ttyS01 console=ttyS0");
+        assert_eq!(
+            finish("console=ttyS01").unwrap(),
+            "console=ttyS01 console=ttyS0"
+        );
     }
 
     #[test]
-    fn what_linux_would_cut_or_misread_is_refused() {
+    fn what_would_be_cut_or_misread_is_refused() {
         assert!(finish(&"x".repeat(COMMAND_LINE_BYTES_MAX)).is_err());
         assert!(finish("a\u{7}b").is_err());
     }

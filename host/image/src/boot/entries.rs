@@ -265,7 +265,10 @@ mod tests {
     #[test]
     fn variables_come_from_the_environment_or_vanish() {
         let environment = BTreeMap::from([("kernelopts".to_owned(), "root=UUID=7 ro".to_owned())]);
-        assert_eq!(expand("$kernelopts  quiet ${tuned} a=$b", &environment), "root=UUID=7 ro quiet a=$b");
+        assert_eq!(
+            expand("$kernelopts  quiet ${tuned} a=$b", &environment),
+            "root=UUID=7 ro quiet a=$b"
+        );
     }
 
     proptest! {

@@ -25,7 +25,11 @@ pub(super) fn find(search: &mut Search<'_>) -> Result<Option<Candidate>, BootErr
     let found = volumes
         .iter()
         .find_map(|(part, _)| by_link(search, *part))
-        .or_else(|| volumes.iter().find_map(|(part, _)| by_version(search, *part)));
+        .or_else(|| {
+            volumes
+                .iter()
+                .find_map(|(part, _)| by_version(search, *part))
+        });
     let Some((kernel, initrd)) = found else {
         return Ok(None);
     };

@@ -87,7 +87,9 @@ pub enum BootError {
         found: String,
     },
     /// A kernel was found, but not where its root is.
-    #[error("A kernel was found, but no root file system that it could be given. Give its command line with --cmdline")]
+    #[error(
+        "A kernel was found, but no root file system that it could be given. Give its command line with --cmdline"
+    )]
     NoRoot,
     /// The command line is unusable.
     #[error("The kernel's command line cannot be used")]

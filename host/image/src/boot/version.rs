@@ -25,7 +25,8 @@ pub(super) fn compare(left: &str, right: &str) -> Ordering {
                 unequal => return unequal,
             }
         }
-        let is_number = starts_with(left, u8::is_ascii_digit) || starts_with(right, u8::is_ascii_digit);
+        let is_number =
+            starts_with(left, u8::is_ascii_digit) || starts_with(right, u8::is_ascii_digit);
         let unequal = if is_number {
             numbers(&mut left, &mut right)
         } else {
@@ -128,7 +129,11 @@ mod tests {
             ("0-rescue-1234", "6.5.6-300.fc39.x86_64"),
         ] {
             assert_eq!(compare(older, newer), Ordering::Less, "{older} < {newer}");
-            assert_eq!(compare(newer, older), Ordering::Greater, "{newer} > {older}");
+            assert_eq!(
+                compare(newer, older),
+                Ordering::Greater,
+                "{newer} > {older}"
+            );
         }
         assert_eq!(compare("123_aa2-67.89", "123aa+2-67.89"), Ordering::Equal);
         assert_eq!(compare("007", "7"), Ordering::Equal);

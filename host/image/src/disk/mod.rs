@@ -182,8 +182,9 @@ fn look(
         Expected::Raw => None,
         Expected::Detect if !qcow2::is_qcow2(&head) => None,
         Expected::Detect | Expected::Qcow2 => {
-            let header = Qcow2Header::read(&head, |offset, buffer| read_or_zero(file, offset, buffer))
-                .map_err(|error| DiskError::Qcow2 { number, error })?;
+            let header =
+                Qcow2Header::read(&head, |offset, buffer| read_or_zero(file, offset, buffer))
+                    .map_err(|error| DiskError::Qcow2 { number, error })?;
             Some(header)
         }
     };

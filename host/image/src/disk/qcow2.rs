@@ -265,7 +265,9 @@ mod tests {
         let head = &image[..image.len().min(HEADER_BYTES)];
         Qcow2Header::read(head, |offset, buffer| {
             for (index, byte) in buffer.iter_mut().enumerate() {
-                let at = usize::try_from(offset).ok().map(|at| at.saturating_add(index));
+                let at = usize::try_from(offset)
+                    .ok()
+                    .map(|at| at.saturating_add(index));
                 *byte = at.and_then(|at| image.get(at)).copied().unwrap_or(0);
             }
             Ok(())
@@ -288,18 +290,40 @@ mod tests {
         type Refusal = fn(&Qcow2Error) -> bool;
         let cases: [(usize, &[u8], Refusal); 13] = [
             (0, b"QFI\xfa", |e| matches!(e, Qcow2Error::Magic)),
-            (4, &4u32.to_be_bytes(), |e| matches!(e, Qcow2Error::Version(4))),
-            (8, &200u64.to_be_bytes(), |e| matches!(e, Qcow2Error::BackingName(_))),
-            (32, &1u32.to_be_bytes(), |e| matches!(e, Qcow2Error::Encrypted)),
+            (4, &4u32.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::Version(4))
+            }),
+            (8, &200u64.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::BackingName(_))
+            }),
+            (32, &1u32.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::Encrypted)
+            }),
             (72, &1u64.to_be_bytes(), |e| matches!(e, Qcow2Error::Dirty)),
-            (72, &2u64.to_be_bytes(), |e| matches!(e, Qcow2Error::Corrupt)),
-            (72, &4u64.to_be_bytes(), |e| matches!(e, Qcow2Error::ExternalData)),
-            (72, &8u64.to_be_bytes(), |e| matches!(e, Qcow2Error::Compression)),
-            (72, &16u64.to_be_bytes(), |e| matches!(e, Qcow2Error::ExtendedL2)),
-            (72, &(1u64 << 63).to_be_bytes(), |e| matches!(e, Qcow2Error::Features(_))),
-            (20, &22u32.to_be_bytes(), |e| matches!(e, Qcow2Error::Field("cluster_bits", 22))),
-            (40, &513u64.to_be_bytes(), |e| matches!(e, Qcow2Error::Field("l1_table_offset", _))),
-            (104, &0x4441_5441u32.to_be_bytes(), |e| matches!(e, Qcow2Error::ExternalData)),
+            (72, &2u64.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::Corrupt)
+            }),
+            (72, &4u64.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::ExternalData)
+            }),
+            (72, &8u64.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::Compression)
+            }),
+            (72, &16u64.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::ExtendedL2)
+            }),
+            (72, &(1u64 << 63).to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::Features(_))
+            }),
+            (20, &22u32.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::Field("cluster_bits", 22))
+            }),
+            (40, &513u64.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::Field("l1_table_offset", _))
+            }),
+            (104, &0x4441_5441u32.to_be_bytes(), |e| {
+                matches!(e, Qcow2Error::ExternalData)
+            }),
         ];
         for (at, bytes, is_it) in cases {
             let mut image = plain();

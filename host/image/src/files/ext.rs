@@ -11,9 +11,7 @@ use uuid::Uuid;
 
 use super::{FileError, Node, PIECE_BYTES, Sink, Slice, Tree};
 use crate::bytes::{array, le32};
-use crate::limits::{
-    DIRECTORY_BYTES_MAX, DIRECTORY_ENTRIES_MAX, EXT_GROUPS_MAX, PATH_BYTES_MAX,
-};
+use crate::limits::{DIRECTORY_BYTES_MAX, DIRECTORY_ENTRIES_MAX, EXT_GROUPS_MAX, PATH_BYTES_MAX};
 use crate::shown::shown;
 
 const SUPERBLOCK_AT: u64 = 1024;

@@ -151,7 +151,10 @@ impl Fat {
         let mut place = self.root();
         let mut found = None;
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            if found.as_ref().is_some_and(|entry: &Entry| !entry.is_directory) {
+            if found
+                .as_ref()
+                .is_some_and(|entry: &Entry| !entry.is_directory)
+            {
                 return Ok(None);
             }
             let entries = self.entries(place, path)?;

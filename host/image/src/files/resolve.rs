@@ -81,7 +81,12 @@ mod tests {
 
     impl Made {
         fn new(nodes: &[(&str, Node)]) -> Self {
-            Self(nodes.iter().map(|(path, node)| ((*path).to_owned(), node.clone())).collect())
+            Self(
+                nodes
+                    .iter()
+                    .map(|(path, node)| ((*path).to_owned(), node.clone()))
+                    .collect(),
+            )
         }
     }
 
@@ -122,9 +127,15 @@ mod tests {
         ] {
             assert_eq!(resolve(&tree, path).unwrap(), file, "{path}");
         }
-        assert_eq!(resolve(&tree, "/").unwrap(), ("/".to_owned(), Node::Directory));
+        assert_eq!(
+            resolve(&tree, "/").unwrap(),
+            ("/".to_owned(), Node::Directory)
+        );
         for path in ["/none", "/vmlinuz/x", "/boot/vmlinuz-6/.."] {
-            assert!(matches!(resolve(&tree, path), Err(FileError::NotFound(_))), "{path}");
+            assert!(
+                matches!(resolve(&tree, path), Err(FileError::NotFound(_))),
+                "{path}"
+            );
         }
     }
 
@@ -136,7 +147,10 @@ mod tests {
             ("/grow", link("grow/x/x/x/x")),
         ]);
         for path in ["/a", "/grow"] {
-            assert!(matches!(resolve(&tree, path), Err(FileError::Path(_))), "{path}");
+            assert!(
+                matches!(resolve(&tree, path), Err(FileError::Path(_))),
+                "{path}"
+            );
         }
         let long = "/x".repeat(PATH_BYTES_MAX);
         assert!(matches!(resolve(&tree, &long), Err(FileError::Path(_))));

@@ -75,7 +75,10 @@ fn read_at(disk: &Disk, at: u64, block_bytes: u64) -> Result<Found, TableError> 
         return Ok(Found::Damaged("the checksum of its entries is wrong"));
     }
     let mut partitions = Vec::new();
-    for (index, entry) in entries.chunks_exact(header.entry_bytes as usize).enumerate() {
+    for (index, entry) in entries
+        .chunks_exact(header.entry_bytes as usize)
+        .enumerate()
+    {
         if let Some(partition) = partition(index as u32 + 1, entry, block_bytes) {
             add(&mut partitions, disk, partition)?;
         }

@@ -31,8 +31,7 @@ struct Entry {
 
 /// Whether the record only says that there is a GUID partition table.
 pub(super) fn is_protective(sector: &[u8]) -> bool {
-    sector.get(510..512) == Some(&SIGNATURE)
-        && entries(sector).any(|entry| entry.kind == kind::GPT)
+    sector.get(510..512) == Some(&SIGNATURE) && entries(sector).any(|entry| entry.kind == kind::GPT)
 }
 
 /// Reads the table that `sector`, the disk's first, may hold.

@@ -48,7 +48,12 @@ pub fn run(tool: &str, arguments: &[&str], input: &str) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(
         output.status.success(),
@@ -108,7 +113,11 @@ pub fn make_ext4(image: &Path, root: &Path, bytes: u64, uuid: &str, more: &[&str
 /// Makes a FAT volume and copies a directory's files into it.
 pub fn make_fat(image: &Path, root: &Path, bytes: u64, bits: &str) {
     sparse(image, bytes);
-    run("mkfs.vfat", &["-F", bits, "-i", "1234abcd", text(image)], "");
+    run(
+        "mkfs.vfat",
+        &["-F", bits, "-i", "1234abcd", text(image)],
+        "",
+    );
     for entry in fs::read_dir(root).unwrap() {
         let path = entry.unwrap().path();
         run("mcopy", &["-s", "-i", text(image), text(&path), "::"], "");
@@ -131,8 +140,16 @@ pub fn make_disk(disk: &Path, label: &str, pieces: &[Piece<'_>]) {
     let mut at = MIB;
     let mut places = Vec::new();
     for piece in pieces {
-        let bytes = fs::metadata(piece.image).unwrap().len().next_multiple_of(MIB);
-        script += &format!("start={}, size={}, type={}", at / SECTOR, bytes / SECTOR, piece.kind);
+        let bytes = fs::metadata(piece.image)
+            .unwrap()
+            .len()
+            .next_multiple_of(MIB);
+        script += &format!(
+            "start={}, size={}, type={}",
+            at / SECTOR,
+            bytes / SECTOR,
+            piece.kind
+        );
         if label == "gpt" {
             script += &format!(", uuid={}", piece.uuid);
         }

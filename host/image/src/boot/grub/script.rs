@@ -173,17 +173,18 @@ impl<'a> Commands<'a> {
                 Some('&' | '|') => {
                     self.rest.next();
                 }
+                // A brace ends a command; a closing one is a command of its own.
+                Some('}') if !words.is_empty() => return Some(words),
+                Some(&brace @ ('{' | '}')) => {
+                    self.rest.next();
+                    words.push(brace.to_string());
+                    return Some(words);
+                }
                 Some(_) => {
-                    let word = self.word(variables);
-                    let is_brace = matches!(word.as_deref(), Some("}" | "{"));
-                    if let Some(word) = word
+                    if let Some(word) = self.word(variables)
                         && words.len() < WORDS_MAX
                     {
                         words.push(word);
-                    }
-                    // A block ends a command, whatever follows on its line.
-                    if is_brace {
-                        return Some(words);
                     }
                 }
             }
@@ -202,7 +203,7 @@ impl<'a> Commands<'a> {
         let mut is_word = false;
         while let Some(&next) = self.rest.peek() {
             match next {
-                _ if next.is_whitespace() || matches!(next, ';' | '&' | '|') => break,
+                _ if next.is_whitespace() || matches!(next, ';' | '&' | '|' | '{' | '}') => break,
                 '\'' => {
                     self.rest.next();
                     is_word = true;
@@ -301,7 +302,7 @@ mod tests {
             ("b_2".to_owned(), "x".to_owned()),
         ]);
         let mut commands = Commands::new(
-            "linux 'a b'\"c $a \\\"\"d\\ e $b_2/$none ${none} ''\\\n f # comment\n; set x=y; }\nmenuentry t {",
+            "linux 'a b'\"c $a \\\"\"d\\ e $b_2/$none ${none} ''\\\n f # comment\n; set x=y}\nmenuentry t {u",
         );
         let mut all = Vec::new();
         while let Some(words) = commands.next(&variables) {
@@ -314,6 +315,7 @@ mod tests {
                 vec!["set", "x=y"],
                 vec!["}"],
                 vec!["menuentry", "t", "{"],
+                vec!["u"],
             ]
         );
     }
@@ -347,7 +349,7 @@ mod tests {
                 initrdfail
             }
             submenu 'Advanced' $menuentry_id_option 'advanced' {
-                menuentry 'old' { linux16 /vmlinuz-5 x ; }
+                menuentry 'old' { linux16 /vmlinuz-5 x }
             }
             menuentry 'UEFI Firmware Settings' { fwsetup }
             menuentry 'no end' { linux /late

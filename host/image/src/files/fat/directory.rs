@@ -105,7 +105,13 @@ fn readable(stored: &[u8; 11], case: u8) -> Option<String> {
     let half = |bytes: &[u8], lower: bool| -> Option<String> {
         let text: String = bytes
             .iter()
-            .map(|&byte| if byte.is_ascii_graphic() || byte == b' ' { byte as char } else { '_' })
+            .map(|&byte| {
+                if byte.is_ascii_graphic() || byte == b' ' {
+                    byte as char
+                } else {
+                    '_'
+                }
+            })
             .collect();
         let text = text.trim_end_matches(' ');
         (!text.contains('/')).then(|| match lower {
@@ -161,8 +167,7 @@ impl LongName {
             *self = Self::default();
             return;
         }
-        self.parts
-            .push(PART.map(|at| le16(raw, at).unwrap_or(0)));
+        self.parts.push(PART.map(|at| le16(raw, at).unwrap_or(0)));
         self.expected = number - 1;
     }
 
