@@ -14,6 +14,7 @@ mod disk;
 mod fill;
 mod libc;
 mod memory;
+mod net;
 mod orders;
 mod params;
 mod pattern;

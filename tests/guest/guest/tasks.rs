@@ -4,6 +4,7 @@ use core::fmt::Write;
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, Repeat};
+use crate::net::{self, Net, NetServices, Stack};
 use crate::orders::Ending;
 use crate::params::Params;
 use crate::rng;
@@ -19,6 +20,7 @@ const DEVICES_MAX: usize = 8;
 #[derive(Debug)]
 pub struct Services {
     disks: [Option<Repeat>; DEVICES_MAX],
+    nets: [Option<NetServices>; DEVICES_MAX],
 }
 
 impl Services {
@@ -26,6 +28,7 @@ impl Services {
     pub fn none() -> Self {
         Self {
             disks: [const { None }; DEVICES_MAX],
+            nets: [const { None }; DEVICES_MAX],
         }
     }
 
@@ -34,11 +37,15 @@ impl Services {
         for disk in self.disks.iter_mut().flatten() {
             disk.step(now);
         }
+        for net in self.nets.iter_mut().flatten() {
+            net.step(now);
+        }
     }
 
     /// Tells, once a second, what was done.
     pub fn tell(&mut self) {
         self.disks.iter_mut().flatten().for_each(Repeat::tell);
+        self.nets.iter_mut().flatten().for_each(NetServices::tell);
     }
 }
 
@@ -65,6 +72,9 @@ pub unsafe fn carry_out(params: &Params, clock: Clock) -> Services {
         }
         if orders.wants_disks() {
             run_disks(params, &mut platform, &mut services);
+        }
+        if orders.wants_nets() {
+            run_nets(params, &mut platform, &mut services);
         }
     }
     match orders.then {
@@ -118,6 +128,34 @@ fn run_disks(params: &Params, platform: &mut Platform, services: &mut Services) 
         };
         if let Err(fault) = run() {
             let _ = writeln!(Serial, "guest: disk {number}: fault: {fault}");
+        }
+    });
+}
+
+fn run_nets(params: &Params, platform: &mut Platform, services: &mut Services) {
+    let orders = &params.orders;
+    let clock = platform.clock;
+    each(Kind::Net, |number, function| {
+        if orders.net_only.is_some_and(|only| only != number as u64) {
+            return;
+        }
+        let mut run = || {
+            let net = Net::open(number, function, orders.offload, platform)?;
+            let mut stack = Stack::new(net, orders.address, orders.prefix, orders.router, clock);
+            if orders.net_dhcp {
+                net::obtain_address(&mut stack, params, clock);
+            }
+            if orders.net_send > 0 {
+                net::send(&mut stack, params, clock);
+            }
+            if orders.net_bench_s > 0 {
+                net::bench(&mut stack, params, platform)?;
+            }
+            services.nets[number] = NetServices::new(stack, params, clock);
+            Ok::<(), virtio::Fault>(())
+        };
+        if let Err(fault) = run() {
+            let _ = writeln!(Serial, "guest: net {number}: fault: {fault}");
         }
     });
 }
