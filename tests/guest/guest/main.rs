@@ -6,12 +6,15 @@
 #![no_main]
 #![allow(dead_code)]
 
+mod attacks;
 mod bench;
 mod boot;
 mod check;
 mod clock;
 mod disk;
 mod fill;
+mod interrupts;
+mod kind;
 mod libc;
 mod memory;
 mod net;

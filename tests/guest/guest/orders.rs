@@ -1,5 +1,10 @@
 //! What the command line asks of devices. Several words with the same key add up: `disk=check disk=loop`.
 
+use crate::attacks::Assault;
+
+/// Assaults that a command line can ask for.
+const ASSAULTS_MAX: usize = 8;
+
 /// An IPv4 address; all zeros is none.
 pub type Address = [u8; 4];
 
@@ -9,6 +14,10 @@ const ECHO_PORT: u16 = 7;
 /// The orders with their defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Orders {
+    /// `virtio=msix`: find out whether devices interrupt.
+    pub msix: bool,
+    /// `virtio=hostile:…`: misbehave towards devices.
+    pub assaults: [Option<Assault>; ASSAULTS_MAX],
     /// `rng=`: bytes of entropy to read.
     pub rng_bytes: u64,
     /// `disk=check`: write, read back, discard, write zeroes.
@@ -72,6 +81,8 @@ impl Orders {
     /// Nothing to do.
     pub fn new() -> Self {
         Self {
+            msix: false,
+            assaults: [None; ASSAULTS_MAX],
             rng_bytes: 0,
             disk_check: false,
             disk_read_mib: 0,
@@ -102,6 +113,7 @@ impl Orders {
     /// Takes a word of the command line; ignores what it does not know.
     pub fn take(&mut self, key: &[u8], value: &[u8]) {
         match key {
+            b"virtio" => self.take_virtio(value),
             b"rng" => set(&mut self.rng_bytes, value),
             b"disk" => self.take_disk(value),
             b"disk_at_mib" => set(&mut self.disk_at_mib, value),
@@ -122,6 +134,19 @@ impl Orders {
                     b"reset" => Some(Ending::Reset),
                     b"power-off" => Some(Ending::PowerOff),
                     _ => None,
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn take_virtio(&mut self, value: &[u8]) {
+        match split(value) {
+            (b"msix", None) => self.msix = true,
+            (b"hostile", Some(what)) => {
+                let free = self.assaults.iter_mut().find(|place| place.is_none());
+                if let Some(place) = free {
+                    *place = Assault::parse(what);
                 }
             }
             _ => {}
@@ -179,7 +204,8 @@ impl Orders {
 
     /// Whether there is anything to do with any device.
     pub fn wants_devices(&self) -> bool {
-        self.rng_bytes > 0 || self.wants_disks() || self.wants_nets()
+        let is_any_assault = self.assaults.iter().any(Option::is_some);
+        self.msix || is_any_assault || self.rng_bytes > 0 || self.wants_disks() || self.wants_nets()
     }
 }
 

@@ -4,6 +4,7 @@ use core::fmt::Write;
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, Repeat};
+use crate::kind::Kind;
 use crate::net::{self, Net, NetServices, Stack};
 use crate::orders::Ending;
 use crate::params::Params;
@@ -11,7 +12,7 @@ use crate::rng;
 use crate::serial::{self, Serial};
 use crate::virtio::dma::Arena;
 use crate::virtio::pci::{Addresses, Function};
-use crate::virtio::{self, Kind, Platform};
+use crate::virtio::{self, Platform};
 
 /// Devices of one kind that are looked at.
 const DEVICES_MAX: usize = 8;
@@ -65,6 +66,7 @@ pub unsafe fn carry_out(params: &Params, clock: Clock) -> Services {
             use_event_index: orders.event_index,
             use_indirect: orders.indirect,
         };
+        test_transport(params, &mut platform);
         if orders.rng_bytes > 0 {
             each(Kind::Rng, |number, function| {
                 rng::run(number, function, orders.rng_bytes, &mut platform);
@@ -101,6 +103,24 @@ fn each(kind: Kind, mut run: impl FnMut(usize, Function)) {
     }
     if count == 0 {
         let _ = writeln!(Serial, "guest: {}: no device", kind.name());
+    }
+}
+
+/// What is done to devices before they are used, and leaves them reset.
+fn test_transport(params: &Params, platform: &mut Platform) {
+    let orders = &params.orders;
+    if orders.msix {
+        for kind in [Kind::Disk, Kind::Rng, Kind::Net] {
+            each(kind, |number, function| {
+                virtio::msix::run(kind, number, function, platform);
+            });
+        }
+    }
+    for assault in orders.assaults.iter().flatten() {
+        let kind = assault.target;
+        each(kind, |number, function| {
+            virtio::assault(kind, number, function, assault, params.seed, platform);
+        });
     }
 }
 

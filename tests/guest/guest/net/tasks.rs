@@ -120,7 +120,8 @@ pub fn send(stack: &mut Stack, params: &Params, clock: Clock) {
     let (mut sent, mut echoed, mut bad, mut lost) = (0, 0, 0, 0);
     let mut patience = clock.deadline_ms(LOST_MS);
     while echoed + bad + lost < orders.net_send {
-        let is_room = sent < orders.net_send && sent.saturating_sub(echoed + bad + lost) < SEND_AHEAD;
+        let is_room =
+            sent < orders.net_send && sent.saturating_sub(echoed + bad + lost) < SEND_AHEAD;
         if is_room
             && stack.send(SEND_PORT, orders.peer, bytes, |payload| {
                 fill_datagram(params.seed, sent, payload);
