@@ -6,14 +6,18 @@
 #![no_main]
 #![allow(dead_code)]
 
+mod attacks;
 mod bench;
 mod boot;
 mod check;
 mod clock;
 mod disk;
 mod fill;
+mod interrupts;
+mod kind;
 mod libc;
 mod memory;
+mod net;
 mod orders;
 mod params;
 mod pattern;

@@ -200,7 +200,7 @@ fn what_is_said_of_disks_is_read() {
             sectors: 131_072,
             features: 0x1_2000_6644,
             queues: 2,
-            is_read_only: true,
+            read_only: true,
             id: "a-b".to_owned()
         })
     );
