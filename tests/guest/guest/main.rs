@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 mod attacks;
+mod balloon;
 mod bench;
 mod boot;
 mod check;
@@ -57,10 +58,11 @@ extern "C" fn ring3_main() -> ! {
         refuse("fill_mib does not fit into memory");
     };
     let clock = Clock::new(khz);
+    let spare = memory.spare.clone();
     let work = Work::prepare(memory, params, clock);
     let _ = writeln!(Serial, "guest: filled {} MiB", params.fill_mib);
     // SAFETY: called here only, once.
-    let services = unsafe { tasks::carry_out(&params, clock) };
+    let services = unsafe { tasks::carry_out(&params, clock, spare) };
     work.run(services)
 }
 

@@ -58,6 +58,10 @@ pub struct Orders {
     pub peer: (Address, u16),
     /// `offload=1`: let the network device compute sums and spread frames over buffers.
     pub offload: bool,
+    /// `balloon=follow`: give pages to the host as it asks.
+    pub balloon_follow: bool,
+    /// `balloon=report`: tell it of those that are free.
+    pub balloon_report: bool,
     /// `io_rate=`: transfers begun per second beside the work; 0 for none.
     pub io_rate: u64,
     /// `event_idx=0`: do not use VIRTIO_F_EVENT_IDX.
@@ -103,6 +107,8 @@ impl Orders {
             router: [0; 4],
             peer: ([0; 4], ECHO_PORT),
             offload: false,
+            balloon_follow: false,
+            balloon_report: false,
             io_rate: 1000,
             event_index: true,
             indirect: false,
@@ -126,6 +132,8 @@ impl Orders {
             b"router" => self.router = address(value).unwrap_or(self.router),
             b"peer" => self.take_peer(value),
             b"offload" => self.offload = value == b"1",
+            b"balloon" if value == b"follow" => self.balloon_follow = true,
+            b"balloon" if value == b"report" => self.balloon_report = true,
             b"io_rate" => set(&mut self.io_rate, value),
             b"event_idx" => self.event_index = value != b"0",
             b"indirect" => self.indirect = value == b"1",
@@ -202,10 +210,16 @@ impl Orders {
         self.disk_check || self.disk_loop || self.disk_read_mib > 0 || self.disk_bench_s > 0
     }
 
+    /// Whether there is anything to do with balloons.
+    pub fn wants_balloons(&self) -> bool {
+        self.balloon_follow || self.balloon_report
+    }
+
     /// Whether there is anything to do with any device.
     pub fn wants_devices(&self) -> bool {
         let is_any_assault = self.assaults.iter().any(Option::is_some);
-        self.msix || is_any_assault || self.rng_bytes > 0 || self.wants_disks() || self.wants_nets()
+        let is_any_use = self.rng_bytes > 0 || self.wants_disks() || self.wants_nets();
+        self.msix || is_any_assault || is_any_use || self.wants_balloons()
     }
 }
 

@@ -1,7 +1,9 @@
 //! Carries out what the command line asks of devices, in a fixed order, and keeps what goes on beside the work.
 
 use core::fmt::Write;
+use core::ops::Range;
 
+use crate::balloon::Balloon;
 use crate::clock::Clock;
 use crate::disk::{self, Disk, Repeat};
 use crate::kind::Kind;
@@ -22,6 +24,7 @@ const DEVICES_MAX: usize = 8;
 pub struct Services {
     disks: [Option<Repeat>; DEVICES_MAX],
     nets: [Option<NetServices>; DEVICES_MAX],
+    balloon: Option<Balloon>,
 }
 
 impl Services {
@@ -30,6 +33,7 @@ impl Services {
         Self {
             disks: [const { None }; DEVICES_MAX],
             nets: [const { None }; DEVICES_MAX],
+            balloon: None,
         }
     }
 
@@ -41,12 +45,18 @@ impl Services {
         for net in self.nets.iter_mut().flatten() {
             net.step(now);
         }
+        if let Some(balloon) = &mut self.balloon {
+            balloon.step(now);
+        }
     }
 
     /// Tells, once a second, what was done.
     pub fn tell(&mut self) {
         self.disks.iter_mut().flatten().for_each(Repeat::tell);
         self.nets.iter_mut().flatten().for_each(NetServices::tell);
+        if let Some(balloon) = &mut self.balloon {
+            balloon.tell();
+        }
     }
 }
 
@@ -54,7 +64,7 @@ impl Services {
 ///
 /// # Safety
 /// Call it once: it gives out the only references to the memory for devices.
-pub unsafe fn carry_out(params: &Params, clock: Clock) -> Services {
+pub unsafe fn carry_out(params: &Params, clock: Clock, spare: Range<u64>) -> Services {
     let mut services = Services::none();
     let orders = &params.orders;
     if orders.wants_devices() {
@@ -77,6 +87,9 @@ pub unsafe fn carry_out(params: &Params, clock: Clock) -> Services {
         }
         if orders.wants_nets() {
             run_nets(params, &mut platform, &mut services);
+        }
+        if orders.wants_balloons() {
+            services.balloon = run_balloon(params, spare, &mut platform);
         }
     }
     match orders.then {
@@ -178,4 +191,27 @@ fn run_nets(params: &Params, platform: &mut Platform, services: &mut Services) {
             let _ = writeln!(Serial, "guest: net {number}: fault: {fault}");
         }
     });
+}
+
+/// The first balloon; answers it if it is to go on.
+fn run_balloon(params: &Params, spare: Range<u64>, platform: &mut Platform) -> Option<Balloon> {
+    let orders = &params.orders;
+    let Some(function) = virtio::find(Kind::Balloon, 0) else {
+        let _ = writeln!(Serial, "guest: balloon: no device");
+        return None;
+    };
+    let run = || {
+        let mut balloon = Balloon::open(0, function, spare, platform)?;
+        if orders.balloon_report {
+            balloon.report(platform.clock)?;
+        }
+        Ok::<_, virtio::Fault>(balloon)
+    };
+    match run() {
+        Ok(balloon) => orders.balloon_follow.then_some(balloon),
+        Err(fault) => {
+            let _ = writeln!(Serial, "guest: balloon 0: fault: {fault}");
+            None
+        }
+    }
 }

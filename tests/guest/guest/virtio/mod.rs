@@ -246,7 +246,7 @@ impl Device {
     }
 
     /// How many queues it has.
-    fn queues(&self) -> u16 {
+    pub fn queues(&self) -> u16 {
         self.common.read16(common::NUM_QUEUES)
     }
 
