@@ -10,8 +10,10 @@ use utoipa::ToSchema;
 
 use crate::names::Name;
 
+mod hardware;
 mod journal;
 
+pub use hardware::{DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
 pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
 
 /// Identifies a virtual machine for ever, wherever it runs and whatever it is called: a UUID, version 7.
@@ -37,6 +39,15 @@ pub struct VmSpec {
     /// Virtual CPUs, 1 to 32.
     #[schema(minimum = 1, maximum = 32)]
     pub vcpus: u8,
+    /// Disks, in the order in which the machine finds them; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Network cards; at most 4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkSpec>,
+    /// What it is told when it starts for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<GuestSetup>,
     /// What happens when the guest crashes or its process dies.
     #[serde(default)]
     pub restart: RestartPolicy,
@@ -83,6 +94,22 @@ pub struct VmCreate {
     /// Virtual CPUs; overrides a template's (default 1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// A disk image to boot, by digest: it becomes the disk `root`, and kernel, initial RAM disk and command line are the
+    /// ones found in it unless others are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Digest>,
+    /// Size of the disk `root` in bytes; the image's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_bytes: Option<u64>,
+    /// More disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Networks to be on. If absent, a machine from an image is on `default`, and others are on none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<Name>>,
+    /// What it is told when it starts for the first time. A machine from an image is told its name at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<GuestSetup>,
     /// Restart policy; overrides a template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartPolicy>,
@@ -247,6 +274,9 @@ pub struct Image {
     pub label: String,
     /// When it was stored, ms.
     pub created_ms: u64,
+    /// What is known of it, if it is a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskImage>,
 }
 
 /// Asks for a live migration.

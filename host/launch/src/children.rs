@@ -67,7 +67,25 @@ pub struct Programs {
     pub vmm: OwnedFd,
     /// Moves a VM's memory.
     pub mover: OwnedFd,
+    /// Reads an image.
+    pub reader: OwnedFd,
 }
+
+/// What a child may use.
+#[derive(Clone, Copy, Debug)]
+struct Allowance {
+    /// Memory that is its guest's, or its own.
+    memory: MemorySize,
+    /// Longest file that it may write.
+    file_bytes: u64,
+}
+
+/// Memory of a reader of images: as much as it maps at most.
+const READER_MEMORY_BYTES: u64 = 2 << 30;
+/// Longest file that a reader writes: the largest initial RAM disk.
+const READER_FILE_BYTES: u64 = 1 << 30;
+/// Longest file that others write: a log, a device state. Mapped memory does not count.
+const FILE_BYTES: u64 = 64 << 20;
 
 /// Everything that is known about children.
 #[derive(Debug)]
@@ -140,7 +158,7 @@ impl Children {
     pub fn spawn_vmm(
         &mut self,
         id: ChildId,
-        memory_bytes: u64,
+        (memory_bytes, file_bytes): (u64, u64),
         config: &serde_json::Value,
         descriptors: Vec<OwnedFd>,
         nics: &[NicSpec],
@@ -161,7 +179,11 @@ impl Children {
         given.extend(descriptors);
         let slot = self.free_slot().ok_or(Refusal::TooMany)?;
         given.extend(self.networks.attach(slot, &id, nics)?);
-        let started = self.start(&id, ChildKind::Vmm, slot, size, config, given);
+        let allowance = Allowance {
+            memory: size,
+            file_bytes: file_bytes.max(FILE_BYTES),
+        };
+        let started = self.start(&id, ChildKind::Vmm, slot, allowance, config, given);
         if started.is_err() {
             self.networks.detach(slot);
         }
@@ -196,8 +218,29 @@ impl Children {
         let mut given = vec![memory, copy(&vm_memory.bitmap)?];
         given.extend(descriptors);
         let slot = self.free_slot().ok_or(Refusal::TooMany)?;
-        let running = self.start(&id, ChildKind::Mover, slot, size, config, given)?;
+        let allowance = Allowance {
+            memory: size,
+            file_bytes: FILE_BYTES,
+        };
+        let running = self.start(&id, ChildKind::Mover, slot, allowance, config, given)?;
         Ok(self.remember(id, ChildKind::Mover, vm, running, None))
+    }
+
+    /// Starts a reader of images.
+    pub fn spawn_reader(
+        &mut self,
+        id: ChildId,
+        config: &serde_json::Value,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<u32, Refusal> {
+        self.check_free(&id)?;
+        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
+        let allowance = Allowance {
+            memory: MemorySize::new(READER_MEMORY_BYTES)?,
+            file_bytes: READER_FILE_BYTES,
+        };
+        let running = self.start(&id, ChildKind::Reader, slot, allowance, config, descriptors)?;
+        Ok(self.remember(id.clone(), ChildKind::Reader, id, running, None))
     }
 
     /// Every child that is not forgotten.
@@ -291,18 +334,19 @@ impl Children {
         id: &ChildId,
         kind: ChildKind,
         slot: u32,
-        size: MemorySize,
+        allowance: Allowance,
         config: &serde_json::Value,
         given: Vec<OwnedFd>,
     ) -> Result<Running, Refusal> {
         let (program, name) = match kind {
             ChildKind::Vmm => (&self.programs.vmm, c"dwcp-vmm"),
             ChildKind::Mover => (&self.programs.mover, c"dwcp-mover"),
+            ChildKind::Reader => (&self.programs.reader, c"dwcp-image"),
         };
         let (handover, last_words) = Handover::new(config.to_string().as_bytes(), given)?;
         let group = self
             .groups
-            .make(id.as_str(), size.bytes())
+            .make(id.as_str(), allowance.memory.bytes())
             .map_err(Refusal::Group)?;
         let process = self.sandbox.spawn(&Order {
             program: program.as_fd(),
@@ -311,6 +355,7 @@ impl Children {
             uid: self.uid_base + slot,
             group: group.unified(),
             group_files: &group.files(),
+            file_bytes: allowance.file_bytes,
         })?;
         Ok(Running {
             process,

@@ -99,14 +99,16 @@ impl Client {
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<u32, ClientError> {
-        self.spawn_vmm_on_networks(id, memory_bytes, config, descriptors, &[])
+        self.spawn_vmm_with(id, memory_bytes, 0, config, descriptors, &[])
     }
 
-    /// [`Client::spawn_vmm`] with network interfaces; their taps arrive after `descriptors`.
-    pub fn spawn_vmm_on_networks(
+    /// [`Client::spawn_vmm`] with disks, the longest of `file_bytes`, and network interfaces; their taps arrive after
+    /// `descriptors`.
+    pub fn spawn_vmm_with(
         &mut self,
         id: &ChildId,
         memory_bytes: u64,
+        file_bytes: u64,
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
         nics: &[NicSpec],
@@ -115,6 +117,7 @@ impl Client {
             id: id.clone(),
             memory_bytes,
             config,
+            file_bytes,
             nics: nics.to_vec(),
         };
         self.spawn(&request, descriptors)
@@ -133,6 +136,20 @@ impl Client {
             id: id.clone(),
             vm: vm.clone(),
             side,
+            config,
+        };
+        self.spawn(&request, descriptors)
+    }
+
+    /// Starts a reader of images; answers the process id. `descriptors` arrive at 5 and up.
+    pub fn spawn_reader(
+        &mut self,
+        id: &ChildId,
+        config: serde_json::Value,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<u32, ClientError> {
+        let request = Request::SpawnReader {
+            id: id.clone(),
             config,
         };
         self.spawn(&request, descriptors)

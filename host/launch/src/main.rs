@@ -47,6 +47,9 @@ struct Arguments {
     /// The mover's program [default: dwcp-mover beside this program].
     #[arg(long, value_name = "PATH")]
     mover: Option<PathBuf>,
+    /// The image reader's program [default: dwcp-image beside this program].
+    #[arg(long, value_name = "PATH")]
+    reader: Option<PathBuf>,
     /// What the names of bridges and taps begin with; launchers of one network namespace differ in it.
     #[arg(long, value_name = "NAME", default_value = "dwcp")]
     network_prefix: Prefix,
@@ -77,6 +80,7 @@ fn main() -> anyhow::Result<()> {
     let programs = Programs {
         vmm: open(arguments.vmm, "dwcp-vmm")?,
         mover: open(arguments.mover, "dwcp-mover")?,
+        reader: open(arguments.reader, "dwcp-image")?,
     };
     let sandbox = Sandbox::new(arguments.verbose).context("/dev/null cannot be opened")?;
     let groups = Groups::find();

@@ -6,7 +6,7 @@
 //!   |------------------------------------------------>|
 //!   |           Hello{version, kvm, userfaultfd}      |
 //!   |<------------------------------------------------|
-//!   | SpawnVmm + fds / SpawnMover + fds / List / …    |  one request, one reply, in order
+//!   | SpawnVmm / SpawnMover / SpawnReader + fds / …     |  one request, one reply, in order
 //!   |------------------------------------------------>|
 //!   |           Spawned / Children / Done / Refused   |
 //!   |<------------------------------------------------|
@@ -172,6 +172,9 @@ pub enum Request {
         memory_bytes: u64,
         /// Handed over verbatim.
         config: serde_json::Value,
+        /// Longest file that it may write, in bytes: as long as its longest disk. Some is allowed without a disk.
+        #[serde(default)]
+        file_bytes: u64,
         /// At most [`NICS_MAX`]. The descriptors of their taps follow the message's own, in this order.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         nics: Vec<NicSpec>,
@@ -184,6 +187,13 @@ pub enum Request {
         vm: ChildId,
         /// Which end of the transfer.
         side: Side,
+        /// Handed over verbatim.
+        config: serde_json::Value,
+    },
+    /// Starts a reader of images. The message's descriptors are all that it gets.
+    SpawnReader {
+        /// Names the reader.
+        id: ChildId,
         /// Handed over verbatim.
         config: serde_json::Value,
     },
@@ -269,6 +279,8 @@ pub enum ChildKind {
     Vmm,
     /// Moves a VM's memory.
     Mover,
+    /// Reads an image.
+    Reader,
 }
 
 /// One child, running or exited.
@@ -278,7 +290,7 @@ pub struct Child {
     pub id: ChildId,
     /// What it is.
     pub kind: ChildKind,
-    /// The VM whose memory it works on; for a VMM its own id.
+    /// The VM whose memory it works on; for a VMM and a reader its own id.
     pub vm: ChildId,
     /// Process id in the launcher's namespace; another process may have it once the child has exited.
     pub pid: u32,

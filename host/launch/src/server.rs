@@ -308,9 +308,15 @@ fn carry_out(
             id,
             memory_bytes,
             config,
+            file_bytes,
             nics,
         } => {
-            let pid = children.spawn_vmm(id, memory_bytes, &config, descriptors, &nics)?;
+            let pid =
+                children.spawn_vmm(id, (memory_bytes, file_bytes), &config, descriptors, &nics)?;
+            Ok(Reply::Spawned { pid })
+        }
+        Request::SpawnReader { id, config } => {
+            let pid = children.spawn_reader(id, &config, descriptors)?;
             Ok(Reply::Spawned { pid })
         }
         Request::SpawnMover {

@@ -4,14 +4,18 @@ use dwcp_api::Fault;
 use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    Desired, Placement, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec,
+    Desired, DiskSpec, Placement, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec,
 };
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
 use crate::errors::{impossible, invalid, record};
+use crate::hardware::DEFAULT_NETWORK;
 use crate::node::Node;
 use crate::state::{now_ms, object};
 use crate::vms;
+
+/// Memory of a machine from an image, if nothing is said.
+const IMAGE_MEMORY_BYTES: u64 = 1 << 30;
 
 /// Does everything up to the durable record; nothing runs yet. Answers the machine and what policies warn of.
 pub(crate) async fn create(
@@ -21,11 +25,16 @@ pub(crate) async fn create(
     request: VmCreate,
 ) -> Answer<(Vm, Vec<String>)> {
     let at = object(project, &request.name);
+    let id = uuid::Uuid::now_v7().to_string();
     let Wanted {
-        spec,
+        mut spec,
         template,
         near,
+        networks,
     } = specification(node, &request, &at).await?;
+    // Held until the machine is recorded, so that no other gets the same addresses.
+    let _addresses = node.addresses.lock().await;
+    spec.networks = node.wish_networks(&id, &networks).await?;
     vms::check(&spec)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
         node.images.open_image(digest)?;
@@ -39,7 +48,7 @@ pub(crate) async fn create(
     let placed = node.decider.place(fleet, region, &spec, near, &at).await?;
     let placement = placed.map(|placed| here(placed, &node.config.name));
     let vm = Vm {
-        id: uuid::Uuid::now_v7().to_string(),
+        id,
         project: project.clone(),
         name: request.name.clone(),
         spec,
@@ -85,6 +94,8 @@ struct Wanted {
     template: Option<String>,
     /// The region whose users it serves, for placement.
     near: Option<String>,
+    /// The networks it is to be on.
+    networks: Vec<Name>,
 }
 
 /// The template's specification, if there is one, under what the request says itself.
@@ -104,23 +115,18 @@ async fn specification(node: &Node, request: &VmCreate, at: &str) -> Answer<Want
         None if request.parameters.is_empty() => (None, None, None),
         None => return Err(invalid("Parameters are a template's: name a template too")),
     };
-    let missing = |what: &str| {
-        invalid(format!(
-            "A machine without a template needs {what} (`--kernel FILE --memory SIZE`)"
-        ))
-    };
-    let mut base = match base {
+    let (mut base, mut networks) = match base {
         Some(base) => base,
-        None => VmSpec {
-            kernel: request.kernel.clone().ok_or_else(|| missing("a kernel"))?,
-            initrd: None,
-            cmdline: String::new(),
-            memory_bytes: request.memory_bytes.ok_or_else(|| missing("memory"))?,
-            vcpus: 1,
-            restart: RestartPolicy::Never,
-            tags: Default::default(),
-        },
+        None => (bare(node, request).await?, Vec::new()),
     };
+    node.wish_hardware(&mut base, request).await?;
+    if request.image.is_some() {
+        networks.push(Name::new(DEFAULT_NETWORK).map_err(|error| invalid(error.to_string()))?);
+        base.setup.get_or_insert_default();
+    }
+    if let Some(setup) = &request.setup {
+        base.setup = Some(setup.clone());
+    }
     if let Some(kernel) = &request.kernel {
         base.kernel.clone_from(kernel);
     }
@@ -138,6 +144,49 @@ async fn specification(node: &Node, request: &VmCreate, at: &str) -> Answer<Want
         spec: base,
         template,
         near,
+        networks: request.networks.clone().unwrap_or(networks),
+    })
+}
+
+/// A machine without a template: from a disk image, or from a kernel.
+async fn bare(node: &Node, request: &VmCreate) -> Answer<VmSpec> {
+    let missing = |what: &str| {
+        invalid(format!(
+            "A machine without a template needs {what} (`--image FILE`, or `--kernel FILE --memory SIZE`)"
+        ))
+    };
+    let found = match &request.image {
+        Some(digest) => Some(node.disk_image(digest).await?),
+        None => None,
+    };
+    let kernel = match (&request.kernel, &found) {
+        (Some(kernel), _) => kernel.clone(),
+        (None, Some(disk)) => disk.kernel.clone().ok_or_else(|| {
+            invalid(format!(
+                "The image has no kernel that was found: {} Give one with --kernel",
+                disk.remarks.join(" ")
+            ))
+        })?,
+        (None, None) => return Err(missing("a kernel")),
+    };
+    // Found files belong together: with a kernel of one's own goes an initial RAM disk of one's own.
+    let found = found.filter(|_| request.kernel.is_none());
+    let memory_bytes = match (request.memory_bytes, &request.image) {
+        (Some(bytes), _) => bytes,
+        (None, Some(_)) => IMAGE_MEMORY_BYTES,
+        (None, None) => return Err(missing("memory")),
+    };
+    Ok(VmSpec {
+        kernel,
+        initrd: found.as_ref().and_then(|disk| disk.initrd.clone()),
+        cmdline: found.map(|disk| disk.cmdline).unwrap_or_default(),
+        memory_bytes,
+        vcpus: 1,
+        disks: Vec::new(),
+        networks: Vec::new(),
+        setup: None,
+        restart: RestartPolicy::Never,
+        tags: Default::default(),
     })
 }
 
@@ -159,7 +208,12 @@ async fn find(node: &Node, asked: &str) -> Answer<Template> {
     }
 }
 
-fn from_template(template: &Template, expanded: Expanded, region: &Name) -> Answer<VmSpec> {
+/// The specification, and the networks to be on.
+fn from_template(
+    template: &Template,
+    expanded: Expanded,
+    region: &Name,
+) -> Answer<(VmSpec, Vec<Name>)> {
     served(template, &expanded, region)?;
     let image = |image: Option<Image>, bundled: &Option<String>| match image {
         None => Ok(None),
@@ -172,7 +226,24 @@ fn from_template(template: &Template, expanded: Expanded, region: &Name) -> Answ
             ))),
         },
     };
-    Ok(VmSpec {
+    let disks = expanded.volumes.into_iter().map(|volume| {
+        Ok(DiskSpec {
+            name: volume.name,
+            image: image(volume.image, &None)?,
+            size_bytes: volume.size_mib.saturating_mul(1 << 20),
+            read_only: volume.read_only,
+            operations_per_second: None,
+            bytes_per_second: None,
+        })
+    });
+    let networks = expanded.networks.into_iter();
+    let networks: Answer<Vec<Name>> = networks
+        .map(|name| Name::new(&name).map_err(|error| invalid(error.to_string())))
+        .collect();
+    let spec = VmSpec {
+        disks: disks.collect::<Answer<_>>()?,
+        networks: Vec::new(),
+        setup: None,
         kernel: image(expanded.kernel, &template.kernel)?
             .ok_or_else(|| impossible(format!("Template {} names no kernel", template.name)))?,
         initrd: image(expanded.initrd, &template.initrd)?,
@@ -185,15 +256,14 @@ fn from_template(template: &Template, expanded: Expanded, region: &Name) -> Answ
             Restart::OnFailure | Restart::Always => RestartPolicy::OnCrash,
         },
         tags: expanded.tags,
-    })
+    };
+    Ok((spec, networks?))
 }
 
 /// A template gets what it asks for, or is refused with what is missing: nothing of it is dropped in silence.
 fn served(template: &Template, expanded: &Expanded, region: &Name) -> Answer<()> {
     let wishes = &expanded.placement;
     let lacking = [
-        (!expanded.volumes.is_empty(), "disks"),
-        (!expanded.networks.is_empty(), "networks"),
         (!wishes.labels.is_empty(), "labels of hosts"),
         (
             !wishes.groups.is_empty() || !wishes.apart_from.is_empty(),

@@ -104,6 +104,9 @@ impl Incoming {
     async fn try_accept(node: &Arc<Node>, peer: &Peer, offer: Offer) -> Answer<Self> {
         let mut vm = offer.vm.clone();
         crate::vms::check(&vm.spec)?;
+        if let Some(why) = crate::hardware::bound(&vm.spec) {
+            return Err(impossible(format!("{} cannot come here: {why}", vm.name)));
+        }
         if !(1..=dwcp_migrate::protocol::STREAMS_MAX).contains(&offer.streams) {
             return Err(crate::errors::invalid("A transfer has 1 to 64 streams"));
         }

@@ -110,7 +110,11 @@ impl Node {
             return Err(Fault::not_found(format!("image {digest}")));
         }
         let uses = |spec: &dwcp_control::records::VmSpec| {
-            spec.kernel == digest || spec.initrd.as_deref() == Some(digest)
+            let is_disk =
+                |disk: &dwcp_control::records::DiskSpec| disk.image.as_deref() == Some(digest);
+            spec.kernel == digest
+                || spec.initrd.as_deref() == Some(digest)
+                || spec.disks.iter().any(is_disk)
         };
         let vms = self.vms().await?;
         if let Some(user) = vms

@@ -135,7 +135,18 @@ impl Service for Node {
         content: ByteStream,
     ) -> Answer<Image> {
         let stored = async {
-            let image = self.images.put(label, expected.as_deref(), content).await?;
+            let mut image = self.images.put(label, expected.as_deref(), content).await?;
+            image.disk = match self.inspect(&image).await {
+                Ok(disk) => disk,
+                Err(fault) => {
+                    // Unless it is known already, nothing of a refused image stays.
+                    let known = self.records.images.get(&image.digest).await;
+                    if known.map_err(record)?.is_none() {
+                        self.images.delete(&image.digest).await?;
+                    }
+                    return Err(fault);
+                }
+            };
             let kept = self.records.images.put(&image.digest, &image).await;
             kept.map_err(record)?;
             Ok(image)

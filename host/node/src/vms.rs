@@ -19,6 +19,7 @@ use tokio::sync::broadcast;
 
 use crate::capacity;
 use crate::errors::{conflict, impossible, internal, invalid, record};
+use crate::hardware;
 use crate::launcher::Notice;
 use crate::node::Node;
 use crate::state::{VmKey, object};
@@ -52,6 +53,7 @@ pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
             dwcp_vmm::config::CMDLINE_BYTES_MAX
         )));
     }
+    hardware::check(spec)?;
     let tag = |text: &str| !text.is_empty() && text.len() <= 128;
     if spec.tags.len() > 64 || spec.tags.iter().any(|(k, v)| !tag(k) || v.len() > 256) {
         return Err(invalid(
@@ -200,6 +202,7 @@ impl Node {
         self.launcher.end(&vm.id).await?;
         let dir = self.vm_dir(&vm.id);
         tokio::fs::create_dir_all(&dir).await.map_err(internal)?;
+        let hardware = self.hardware(vm).await?;
         let socket = dir.join("vmm.sock");
         match std::fs::remove_file(&socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -219,13 +222,15 @@ impl Node {
             vcpus: vm.spec.vcpus,
             memory_bytes: vm.spec.memory_bytes,
             boot,
-            devices: Vec::new(),
+            devices: hardware.devices,
         };
         let json = serde_json::to_value(&config).map_err(internal)?;
         let mut descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];
         descriptors.extend(images);
+        descriptors.extend(hardware.descriptors);
+        let sizes = (vm.spec.memory_bytes, hardware.file_bytes);
         self.launcher
-            .spawn_vmm(&vm.id, vm.spec.memory_bytes, json, descriptors)
+            .spawn_vmm(&vm.id, sizes, json, descriptors, hardware.nics)
             .await?;
         Ok(())
     }

@@ -115,6 +115,7 @@ impl Service for Fake {
             );
         }
         let image = Image {
+            disk: None,
             digest: digest.clone(),
             size_bytes,
             label: label.into(),

@@ -82,7 +82,14 @@ impl Launcher {
         let mut process = program
             .arg("--socket")
             .arg(directory.path().join("launch.sock"))
-            .args(["--vmm", stand_in, "--mover", mover.unwrap_or(stand_in)])
+            .args([
+                "--vmm",
+                stand_in,
+                "--mover",
+                mover.unwrap_or(stand_in),
+                "--reader",
+                stand_in,
+            ])
             .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
