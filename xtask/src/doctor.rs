@@ -26,16 +26,27 @@ struct Found {
     linux: bool,
 }
 
+impl Found {
+    fn look() -> Self {
+        Self {
+            kvm: machine::kvm(),
+            root: machine::root(),
+            missing_packages: packages::missing(&packages::NESTED),
+            apt: machine::on_path("apt-get").is_some(),
+            linux: linux::present(),
+        }
+    }
+}
+
+/// Why the tier nested cannot run here; nothing where it should.
+pub fn nested_skipped() -> Vec<String> {
+    nested(&Found::look())
+}
+
 /// Runs the command.
 pub fn run() -> Result<ExitCode> {
     let cache = cache::directory()?;
-    let found = Found {
-        kvm: machine::kvm(),
-        root: machine::root(),
-        missing_packages: packages::missing(&packages::NESTED),
-        apt: machine::on_path("apt-get").is_some(),
-        linux: linux::present(),
-    };
+    let found = Found::look();
     let (total, available) = machine::memory_mib();
     say("machine", &machine::one_line());
     say("KVM", &found.kvm.to_string());
@@ -92,6 +103,12 @@ fn skipped(found: &Found) -> Vec<String> {
     if found.kvm == Kvm::None {
         skipped.push("demo, and the tiers kvm and faults: /dev/kvm does not open".into());
     }
+    skipped.extend(nested(found));
+    skipped
+}
+
+fn nested(found: &Found) -> Vec<String> {
+    let mut skipped = Vec::new();
     let can_install = found.root && found.apt;
     if !found.missing_packages.is_empty() && !can_install {
         skipped.push(format!(
@@ -176,6 +193,7 @@ mod tests {
             linux: false,
         };
         assert_eq!(skipped(&found), Vec::<String>::new());
+        assert_eq!(nested(&found), Vec::<String>::new());
     }
 
     #[test]

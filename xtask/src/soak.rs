@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use crate::steps::seconds;
 use crate::summary::{self, Outcome};
 use crate::test::{self, Plan};
-use crate::tiers::Tier;
+use crate::tiers::{self, Tier};
 use crate::{cache, machine};
 
 /// The page without its figures.
@@ -41,7 +41,7 @@ pub struct Arguments {
     /// The first round's seed; the next rounds count on from it (default: from the clock)
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// Run only these tiers (default: unit and faults)
+    /// Run only these tiers (default: unit, faults, and the property tests of other tiers)
     #[arg(long, value_name = "TIER", value_enum)]
     only: Vec<Tier>,
     /// Do not write the results into the book
@@ -90,14 +90,20 @@ fn plan(arguments: &Arguments, seed: u64) -> Plan {
     } else {
         arguments.only.clone()
     };
+    let also = match arguments.only.is_empty() {
+        true => tiers::PROPERTIES.to_vec(),
+        false => Vec::new(),
+    };
     let set = |name: &str, value: String| (name.to_owned(), value);
     Plan {
         only,
+        also,
         filter: None,
         environment: vec![
             set("DWCP_SEED", seed.to_string()),
             set("DWCP_FAULT_SEED", seed.to_string()),
             set("DWCP_FAULTS", arguments.faults.to_string()),
+            set("PROPTEST_RNG_SEED", seed.to_string()),
             set("PROPTEST_CASES", arguments.cases.to_string()),
             set("DWCP_SOAK_CASES", arguments.cases.to_string()),
         ],
@@ -180,6 +186,24 @@ mod tests {
         assert_eq!(date(Duration::ZERO), "1970-01-01");
         assert_eq!(date(Duration::from_secs(951_782_400)), "2000-02-29");
         assert_eq!(date(Duration::from_secs(1_795_506_574)), "2026-11-24");
+    }
+
+    #[test]
+    fn a_seed_repeats_a_round() {
+        let arguments = Arguments {
+            faults: 10,
+            rounds: 1,
+            cases: 100,
+            seed: Some(7),
+            only: Vec::new(),
+            no_page: true,
+        };
+        let plan = plan(&arguments, 7);
+        for name in ["DWCP_SEED", "DWCP_FAULT_SEED", "PROPTEST_RNG_SEED"] {
+            let set = plan.environment.iter().find(|(key, _)| key == name);
+            assert_eq!(set.map(|(_, value)| value.as_str()), Some("7"), "{name}");
+        }
+        assert!(plan.also.contains(&("dwcp-vmm", "state_format")));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::runner::{self, Show};
 use crate::steps::{seconds, step};
 use crate::summary::{self, Outcome};
 use crate::tiers::Tier;
-use crate::{cache, linux, packages, plugins};
+use crate::{cache, doctor, linux, packages, plugins};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -36,6 +36,8 @@ pub struct Plan {
     pub only: Vec<Tier>,
     /// Only tests or programs whose name contains this.
     pub filter: Option<String>,
+    /// Test programs of other tiers to run as well, by package and name.
+    pub also: Vec<(&'static str, &'static str)>,
     /// More environment for the test programs.
     pub environment: Vec<(String, String)>,
     /// By how much deadlines are longer than usual; 0 counts as 1.
@@ -104,7 +106,32 @@ pub fn stages(plan: &Plan) -> Result<Vec<(&'static str, Outcome)>> {
         }
         stages.push((tier.name(), run_tier(tier, &made, &environment, plan)?));
     }
+    if !plan.also.is_empty() {
+        stages.push(("properties", run_also(&made, &environment, plan)?));
+    }
     Ok(stages)
+}
+
+/// Runs the programs that the plan names besides its tiers; one that is not there is a failure.
+fn run_also(made: &[Executable], environment: &[(String, String)], plan: &Plan) -> Result<Outcome> {
+    println!("==> Property tests of other tiers");
+    let start = Instant::now();
+    let mut total = Outcome::default();
+    for (package, target) in &plan.also {
+        let is = |one: &&Executable| one.test && one.package == *package && one.target == *target;
+        let Some(one) = made.iter().find(is) else {
+            total.failed += 1;
+            let failure = format!("{package} {target}: there is no such test program");
+            total.failures.push(failure);
+            continue;
+        };
+        let tier = Tier::of(one);
+        let deadline = tier.deadline() * plan.patience.max(1);
+        let filter = plan.filter.as_deref();
+        total.add(run_program(one, tier, environment, filter, deadline)?);
+    }
+    total.time = start.elapsed();
+    Ok(total)
 }
 
 /// Builds the marketplace; a failure is an outcome, so that the other tiers still run.
@@ -168,7 +195,9 @@ fn run_tier(
                 environment.push(("DWCP_LINUX_DIR".into(), folder.display().to_string()));
             }
             Err(error) => {
-                total.skipped.push(format!("nested tier: {error:#}"));
+                println!("{error:#}");
+                unprepared(&mut total, &doctor::nested_skipped(), &error);
+                total.time = start.elapsed();
                 return Ok(total);
             }
         }
@@ -188,6 +217,17 @@ fn run_tier(
     }
     total.time = start.elapsed();
     Ok(total)
+}
+
+/// What could not be prepared is skipped only on a machine where `doctor` says so beforehand; elsewhere it has failed.
+fn unprepared(outcome: &mut Outcome, reasons: &[String], error: &anyhow::Error) {
+    if reasons.is_empty() {
+        outcome.failed += 1;
+        let failure = format!("nested tier: its preparation failed: {error:#}");
+        outcome.failures.push(failure);
+    } else {
+        outcome.skipped.push(format!("nested tier: {error:#}"));
+    }
 }
 
 /// Runs one test program as `cargo test` would.
@@ -254,4 +294,22 @@ pub fn plugins_environment(built: &plugins::Built) -> Vec<(String, String)> {
         set("DWCP_MARKETPLACE", &built.layout),
         set("DWCP_PLUGINS_DIR", &built.components),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tier_that_should_run_here_and_cannot_has_failed() {
+        let error = anyhow::anyhow!("apt-get install failed");
+        let mut outcome = Outcome::default();
+        unprepared(&mut outcome, &[], &error);
+        assert_eq!((outcome.failed, outcome.skipped.len()), (1, 0));
+        let stages = [("nested", outcome.clone())];
+        assert_eq!(verdict(&stages), ExitCode::FAILURE);
+        let mut outcome = Outcome::default();
+        unprepared(&mut outcome, &["no apt".into()], &error);
+        assert_eq!((outcome.failed, outcome.skipped.len()), (0, 1));
+    }
 }

@@ -76,6 +76,10 @@ impl Tier {
     }
 }
 
+/// Property tests that feed hostile bytes to what a tier with guests tests: package and program. `soak` runs them for
+/// longer with the unit tier's, without the rest of their tier.
+pub const PROPERTIES: [(&str, &str); 2] = [("dwcp-vmm", "state_format"), ("dwcp-vmm", "protocol")];
+
 /// Tests of everything together say in their names where they belong; most need whole hosts.
 fn of_everything(target: &str) -> Tier {
     match target.split('_').next() {

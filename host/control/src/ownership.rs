@@ -107,7 +107,7 @@ impl Ownership {
     }
 
     /// The highest epoch under which this host had it, or knows that its successor had.
-    fn took(&self) -> u64 {
+    pub fn took(&self) -> u64 {
         match self {
             Self::Owned { epoch } | Self::Moved { epoch, .. } => *epoch,
             Self::Given { next, .. } => next - 1,
@@ -216,11 +216,12 @@ impl Ownership {
 
     /// Destination: it took the machine and its process ended before the guest could run, and nobody was told that it
     /// took it. Whoever calls this must know both of its own knowledge. The source's copy is the only one again.
-    pub fn never_ran(&self, epoch: u64) -> Result<Self, Forbidden> {
+    /// `before` is what [`Ownership::took`] was until it took: an older source may still ask about that.
+    pub fn never_ran(&self, epoch: u64, before: u64) -> Result<Self, Forbidden> {
         match self {
-            Self::Owned { epoch: has } if *has == epoch => Ok(Self::Refused {
+            Self::Owned { epoch: has } if *has == epoch && before < epoch => Ok(Self::Refused {
                 next: epoch,
-                took: 0,
+                took: before,
             }),
             held => Err(forbid("given back", Some(held))),
         }

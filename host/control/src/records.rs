@@ -10,6 +10,12 @@ use utoipa::ToSchema;
 
 use crate::names::Name;
 
+mod hardware;
+mod journal;
+
+pub use hardware::{DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
+pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
+
 /// Identifies a virtual machine for ever, wherever it runs and whatever it is called: a UUID, version 7.
 pub type VmId = String;
 /// SHA-256 of content, as 64 hexadecimal digits.
@@ -24,7 +30,7 @@ pub struct VmSpec {
     /// Initial RAM disk, by digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<Digest>,
-    /// Kernel command line, at most 2,047 bytes.
+    /// Kernel command line, at most 1,536 bytes.
     #[serde(default)]
     pub cmdline: String,
     /// Guest memory in bytes: a multiple of 2 MiB, from 16 MiB to 1 TiB.
@@ -33,6 +39,15 @@ pub struct VmSpec {
     /// Virtual CPUs, 1 to 32.
     #[schema(minimum = 1, maximum = 32)]
     pub vcpus: u8,
+    /// Disks, in the order in which the machine finds them; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Network cards; at most 4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkSpec>,
+    /// What it is told when it starts for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<GuestSetup>,
     /// What happens when the guest crashes or its process dies.
     #[serde(default)]
     pub restart: RestartPolicy,
@@ -79,6 +94,22 @@ pub struct VmCreate {
     /// Virtual CPUs; overrides a template's (default 1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// A disk image to boot, by digest: it becomes the disk `root`, and kernel, initial RAM disk and command line are the
+    /// ones found in it unless others are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Digest>,
+    /// Size of the disk `root` in bytes; the image's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_bytes: Option<u64>,
+    /// More disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Networks to be on. If absent, a machine from an image is on `default`, and others are on none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<Name>>,
+    /// What it is told when it starts for the first time. A machine from an image is told its name at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<GuestSetup>,
     /// Restart policy; overrides a template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartPolicy>,
@@ -165,11 +196,11 @@ pub enum VmPhase {
 pub struct Placement {
     /// The recorded decision.
     pub decision: String,
-    /// The plugin that decided, `publisher/name@version`, or `built-in`.
+    /// The plugin that decided, `publisher/name@version`.
     pub plugin: String,
     /// The host that was chosen.
     pub host: Name,
-    /// Its score, 0 to 1.
+    /// Its score, 0 to 100; higher is better.
     pub score: f64,
     /// Each factor and what it said, in the plugin's words.
     pub reasons: Vec<String>,
@@ -192,6 +223,9 @@ pub struct Host {
     pub this: bool,
     /// Whether it answered when last asked (always true of this host).
     pub reachable: bool,
+    /// Why it did not, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Round trip to it when last measured, ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
@@ -240,6 +274,9 @@ pub struct Image {
     pub label: String,
     /// When it was stored, ms.
     pub created_ms: u64,
+    /// What is known of it, if it is a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskImage>,
 }
 
 /// Asks for a live migration.
@@ -248,7 +285,7 @@ pub struct Image {
 pub struct MigrateRequest {
     /// The host to go to, by the name it was introduced under.
     pub to: Name,
-    /// TLS streams, 1 to 64; chosen from the link if absent.
+    /// TLS streams, 1 to 64; 4 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<u8>,
     /// The pause that the guest may see, ms; the last round is sent once it is forecast to fit (default 300).
@@ -383,6 +420,9 @@ pub struct Operation {
     /// What it does now, or why it failed, in a sentence.
     #[serde(default)]
     pub message: String,
+    /// What policies warned of when it was asked for, each with the policy's name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// When it began, ms.
     pub started_ms: u64,
     /// When it ended, ms.
@@ -542,62 +582,4 @@ pub enum BindingMode {
     Warn,
     /// A denial is only recorded.
     DryRun,
-}
-
-/// A recorded decision of a plugin or policy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Decision {
-    /// Its identity.
-    pub id: String,
-    /// When it was asked, ms.
-    pub time_ms: u64,
-    /// The world that was asked: `placement`, `template`, `policy`.
-    pub world: String,
-    /// Who answered, `publisher/name@version`.
-    pub plugin: String,
-    /// SHA-256 of the component that answered.
-    pub digest: Digest,
-    /// What it was about, such as `projects/default/vms/web`.
-    pub subject: String,
-    /// What it was asked.
-    pub input: serde_json::Value,
-    /// What it answered, or the fault.
-    pub answer: serde_json::Value,
-    /// Whether the call ended in a fault.
-    pub fault: bool,
-    /// How long it took, µs.
-    pub duration_us: u64,
-}
-
-/// Something that happened.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Event {
-    /// Its number on this host, growing.
-    pub sequence: u64,
-    /// When, ms.
-    pub time_ms: u64,
-    /// What kind, such as `vm.started`.
-    pub kind: String,
-    /// What it is about, such as `projects/default/vms/web`.
-    pub object: String,
-    /// What happened, in a sentence.
-    pub message: String,
-}
-
-/// An entry of the audit log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct AuditRecord {
-    /// Its index in the log, from 0.
-    pub index: u64,
-    /// The entry exactly as it was hashed: canonical JSON.
-    pub entry: String,
-}
-
-/// What a client needs to check the audit log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct AuditCheckpoint {
-    /// The signed note (C2SP tlog-checkpoint).
-    pub note: String,
-    /// The verifier key (C2SP signed-note: name, key hash, key).
-    pub key: String,
 }

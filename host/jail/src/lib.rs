@@ -41,7 +41,7 @@ pub const CONFIGURATION_FD: i32 = 4;
 /// Where a confined process finds the first of its other descriptors.
 pub const DESCRIPTORS_FD: i32 = 5;
 /// Most descriptors from [`DESCRIPTORS_FD`] on.
-pub const DESCRIPTORS_MAX: usize = 16;
+pub const DESCRIPTORS_MAX: usize = 64;
 /// Longest configuration, in bytes.
 pub const CONFIGURATION_BYTES_MAX: usize = 1 << 20;
 /// Exit code of a process that made a system call which it had given up: 128 + SIGSYS.

@@ -8,11 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use dwcp_jail::{Handover, HandoverError, LastWordsPipe};
-use dwcp_launch::protocol::{CHILDREN_MAX, Child, ChildId, ChildKind, ChildState, Side};
+use dwcp_launch::protocol::{CHILDREN_MAX, Child, ChildId, ChildKind, ChildState, NicSpec, Side};
 use dwcp_memory::{DirtyBitmap, MemoryError, MemorySize, create_memory, reopen_read_only};
 use nix::sys::wait::WaitStatus;
 
 use crate::cgroup::{Group, Groups};
+use crate::network::{NetworkError, Networks};
 use crate::sandbox::{Order, Process, Sandbox, SpawnError};
 
 /// Why a request about a child was refused.
@@ -54,6 +55,9 @@ pub enum Refusal {
     /// The process could not be started.
     #[error("The child could not be started")]
     Spawn(#[from] SpawnError),
+    /// A network could not be used, made or removed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// The programs that children run.
@@ -63,7 +67,25 @@ pub struct Programs {
     pub vmm: OwnedFd,
     /// Moves a VM's memory.
     pub mover: OwnedFd,
+    /// Reads an image.
+    pub reader: OwnedFd,
 }
+
+/// What a child may use.
+#[derive(Clone, Copy, Debug)]
+struct Allowance {
+    /// Memory that is its guest's, or its own.
+    memory: MemorySize,
+    /// Longest file that it may write.
+    file_bytes: u64,
+}
+
+/// Memory of a reader of images: as much as it maps at most.
+const READER_MEMORY_BYTES: u64 = 2 << 30;
+/// Longest file that a reader writes: the largest initial RAM disk.
+const READER_FILE_BYTES: u64 = 1 << 30;
+/// Longest file that others write: a log, a device state. Mapped memory does not count.
+const FILE_BYTES: u64 = 64 << 20;
 
 /// Everything that is known about children.
 #[derive(Debug)]
@@ -72,6 +94,7 @@ pub struct Children {
     sandbox: Sandbox,
     programs: Programs,
     groups: Groups,
+    networks: Networks,
     uid_base: u32,
 }
 
@@ -109,23 +132,36 @@ struct VmMemory {
 
 impl Children {
     /// No child yet. Their users are numbered from `uid_base` on.
-    pub fn new(sandbox: Sandbox, programs: Programs, groups: Groups, uid_base: u32) -> Self {
+    pub fn new(
+        sandbox: Sandbox,
+        programs: Programs,
+        groups: Groups,
+        networks: Networks,
+        uid_base: u32,
+    ) -> Self {
         Self {
             records: BTreeMap::new(),
             sandbox,
             programs,
             groups,
+            networks,
             uid_base,
         }
     }
 
-    /// Makes memory for a VM and starts its VMM.
+    /// The networks that VMs are on.
+    pub fn networks(&mut self) -> &mut Networks {
+        &mut self.networks
+    }
+
+    /// Makes memory for a VM, puts it on its networks and starts its VMM.
     pub fn spawn_vmm(
         &mut self,
         id: ChildId,
-        memory_bytes: u64,
+        (memory_bytes, file_bytes): (u64, u64),
         config: &serde_json::Value,
         descriptors: Vec<OwnedFd>,
+        nics: &[NicSpec],
     ) -> Result<u32, Refusal> {
         self.check_free(&id)?;
         let size = MemorySize::new(memory_bytes)?;
@@ -141,7 +177,17 @@ impl Children {
             copy(&vm_memory.bitmap)?,
         ];
         given.extend(descriptors);
-        let running = self.start(&id, ChildKind::Vmm, size, config, given)?;
+        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
+        given.extend(self.networks.attach(slot, &id, nics)?);
+        let allowance = Allowance {
+            memory: size,
+            file_bytes: file_bytes.max(FILE_BYTES),
+        };
+        let started = self.start(&id, ChildKind::Vmm, slot, allowance, config, given);
+        if started.is_err() {
+            self.networks.detach(slot);
+        }
+        let running = started?;
         Ok(self.remember(id.clone(), ChildKind::Vmm, id, running, Some(vm_memory)))
     }
 
@@ -171,8 +217,30 @@ impl Children {
         let size = vm_memory.size;
         let mut given = vec![memory, copy(&vm_memory.bitmap)?];
         given.extend(descriptors);
-        let running = self.start(&id, ChildKind::Mover, size, config, given)?;
+        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
+        let allowance = Allowance {
+            memory: size,
+            file_bytes: FILE_BYTES,
+        };
+        let running = self.start(&id, ChildKind::Mover, slot, allowance, config, given)?;
         Ok(self.remember(id, ChildKind::Mover, vm, running, None))
+    }
+
+    /// Starts a reader of images.
+    pub fn spawn_reader(
+        &mut self,
+        id: ChildId,
+        config: &serde_json::Value,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<u32, Refusal> {
+        self.check_free(&id)?;
+        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
+        let allowance = Allowance {
+            memory: MemorySize::new(READER_MEMORY_BYTES)?,
+            file_bytes: READER_FILE_BYTES,
+        };
+        let running = self.start(&id, ChildKind::Reader, slot, allowance, config, descriptors)?;
+        Ok(self.remember(id.clone(), ChildKind::Reader, id, running, None))
     }
 
     /// Every child that is not forgotten.
@@ -230,6 +298,7 @@ impl Children {
             Ok(WaitStatus::Signaled(_, signal, _)) => (None, Some(signal as i32)),
             _ => (None, None),
         };
+        self.networks.detach(running.slot);
         running.last_words.drain();
         record.life = Life::Ended(ChildState::Exited {
             code,
@@ -264,19 +333,20 @@ impl Children {
         &self,
         id: &ChildId,
         kind: ChildKind,
-        size: MemorySize,
+        slot: u32,
+        allowance: Allowance,
         config: &serde_json::Value,
         given: Vec<OwnedFd>,
     ) -> Result<Running, Refusal> {
         let (program, name) = match kind {
             ChildKind::Vmm => (&self.programs.vmm, c"dwcp-vmm"),
             ChildKind::Mover => (&self.programs.mover, c"dwcp-mover"),
+            ChildKind::Reader => (&self.programs.reader, c"dwcp-image"),
         };
-        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
         let (handover, last_words) = Handover::new(config.to_string().as_bytes(), given)?;
         let group = self
             .groups
-            .make(id.as_str(), size.bytes())
+            .make(id.as_str(), allowance.memory.bytes())
             .map_err(Refusal::Group)?;
         let process = self.sandbox.spawn(&Order {
             program: program.as_fd(),
@@ -285,6 +355,7 @@ impl Children {
             uid: self.uid_base + slot,
             group: group.unified(),
             group_files: &group.files(),
+            file_bytes: allowance.file_bytes,
         })?;
         Ok(Running {
             process,

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use dwcp_channel::{Channel, ChannelError};
 
-use crate::protocol::{Child, ChildId, Reply, Request, Side, VERSION};
+use crate::address::{Ipv4Prefix, NetworkName};
+use crate::protocol::{
+    Child, ChildId, Network, NetworkKind, NicSpec, Reply, Request, Side, VERSION,
+};
 
 /// The launcher answers within milliseconds; one that takes this long is taken for broken.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -96,10 +99,26 @@ impl Client {
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<u32, ClientError> {
+        self.spawn_vmm_with(id, memory_bytes, 0, config, descriptors, &[])
+    }
+
+    /// [`Client::spawn_vmm`] with disks, the longest of `file_bytes`, and network interfaces; their taps arrive after
+    /// `descriptors`.
+    pub fn spawn_vmm_with(
+        &mut self,
+        id: &ChildId,
+        memory_bytes: u64,
+        file_bytes: u64,
+        config: serde_json::Value,
+        descriptors: &[BorrowedFd<'_>],
+        nics: &[NicSpec],
+    ) -> Result<u32, ClientError> {
         let request = Request::SpawnVmm {
             id: id.clone(),
             memory_bytes,
             config,
+            file_bytes,
+            nics: nics.to_vec(),
         };
         self.spawn(&request, descriptors)
     }
@@ -122,6 +141,20 @@ impl Client {
         self.spawn(&request, descriptors)
     }
 
+    /// Starts a reader of images; answers the process id. `descriptors` arrive at 5 and up.
+    pub fn spawn_reader(
+        &mut self,
+        id: &ChildId,
+        config: serde_json::Value,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<u32, ClientError> {
+        let request = Request::SpawnReader {
+            id: id.clone(),
+            config,
+        };
+        self.spawn(&request, descriptors)
+    }
+
     /// Every child that is not forgotten, ascending by id.
     pub fn list(&mut self) -> Result<Vec<Child>, ClientError> {
         match self.ask(&Request::List, &[])? {
@@ -138,6 +171,29 @@ impl Client {
     /// Forgets an exited child, and a VM's memory with it. Refused while it runs.
     pub fn forget(&mut self, id: &ChildId) -> Result<(), ClientError> {
         self.done(&Request::Forget { id: id.clone() })
+    }
+
+    /// Makes a network, or finds that it is there as asked for. Without a subnet the launcher chooses one.
+    pub fn ensure_network(
+        &mut self,
+        name: &NetworkName,
+        kind: NetworkKind,
+        subnet: Option<Ipv4Prefix>,
+    ) -> Result<Network, ClientError> {
+        let request = Request::EnsureNetwork {
+            name: name.clone(),
+            kind,
+            subnet,
+        };
+        match self.ask(&request, &[])? {
+            Reply::Network { network } => Ok(network),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Removes a network. Refused while a VM is on it.
+    pub fn remove_network(&mut self, name: &NetworkName) -> Result<(), ClientError> {
+        self.done(&Request::RemoveNetwork { name: name.clone() })
     }
 
     /// Turns the connection into a stream of exits: first those that are kept, then each as it happens.

@@ -16,7 +16,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 /// Descriptors from here on are out of the way of those that a child is given.
-pub const HIGH_FD: RawFd = 64;
+pub const HIGH_FD: RawFd = 96;
 /// Most threads of a child.
 pub const TASKS_MAX: u64 = 128;
 
@@ -25,8 +25,6 @@ const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// Born in the group that `cgroup` names.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Largest file that a child can write, in bytes: its log, a device state. Mapped memory does not count.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 const DESCRIPTORS_OPEN_MAX: u64 = 256;
 /// Children go before the launcher, `dwcpd` and the machine's services when memory is short (of 1000).
 const OOM_SCORE: &str = "300";
@@ -126,6 +124,8 @@ pub struct Order<'a> {
     pub group: Option<BorrowedFd<'a>>,
     /// v1 control groups to be moved into, as paths of their `cgroup.procs`.
     pub group_files: &'a [std::path::PathBuf],
+    /// Longest file that it may write.
+    pub file_bytes: u64,
 }
 
 /// A child that runs its program.
@@ -264,7 +264,7 @@ impl Sandbox {
             change_user(order.uid).map_err(at(Step::User))?;
         }
         drop_capabilities().map_err(at(Step::Capabilities))?;
-        set_limits().map_err(at(Step::Limits))?;
+        set_limits(order.file_bytes).map_err(at(Step::Limits))?;
         die_with(launcher).map_err(at(Step::Limits))?;
         self.place(order).map_err(at(Step::Descriptors))?;
         execute(order, count).map_err(at(Step::Execute))
@@ -445,13 +445,13 @@ fn drop_capabilities() -> Result<(), Errno> {
     Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
 }
 
-fn set_limits() -> Result<(), Errno> {
+fn set_limits(file_bytes: u64) -> Result<(), Errno> {
     use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::stat::{Mode, umask};
     umask(Mode::from_bits_truncate(0o077));
     nix::unistd::setsid()?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    setrlimit(Resource::RLIMIT_FSIZE, FILE_BYTES_MAX, FILE_BYTES_MAX)?;
+    setrlimit(Resource::RLIMIT_FSIZE, file_bytes, file_bytes)?;
     setrlimit(Resource::RLIMIT_NPROC, TASKS_MAX, TASKS_MAX)?;
     setrlimit(
         Resource::RLIMIT_NOFILE,

@@ -390,7 +390,16 @@ fn children_die_with_the_launcher_and_another_can_follow() {
     let next = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"))
         .arg("--socket")
         .arg(launcher.socket())
-        .args(["--allow-uid", "0", "--vmm", "/bin/sh", "--mover", "/bin/sh"])
+        .args([
+            "--allow-uid",
+            "0",
+            "--vmm",
+            "/bin/sh",
+            "--mover",
+            "/bin/sh",
+            "--reader",
+            "/bin/sh",
+        ])
         .spawn();
     let mut next = next.unwrap();
     wait_for("the next launcher", || {
@@ -403,7 +412,16 @@ fn children_die_with_the_launcher_and_another_can_follow() {
     let third = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"))
         .arg("--socket")
         .arg(launcher.socket())
-        .args(["--allow-uid", "0", "--vmm", "/bin/sh", "--mover", "/bin/sh"])
+        .args([
+            "--allow-uid",
+            "0",
+            "--vmm",
+            "/bin/sh",
+            "--mover",
+            "/bin/sh",
+            "--reader",
+            "/bin/sh",
+        ])
         .output()
         .unwrap();
     assert!(String::from_utf8_lossy(&third.stderr).contains("Another launcher"));

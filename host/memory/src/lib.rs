@@ -13,6 +13,7 @@
 mod bitmap;
 mod device_log;
 mod guest;
+mod io;
 mod layout;
 mod memfd;
 mod page;
@@ -21,6 +22,7 @@ mod view;
 pub use bitmap::{DirtyBitmap, TakenWord};
 pub use device_log::DeviceLog;
 pub use guest::{GuestMemory, MappedRegion};
+pub use io::{GuestRange, RANGES_MAX};
 pub use layout::{GAP_END, GAP_START, Layout, Region};
 pub use memfd::{create_memory, is_read_only, reopen_read_only};
 pub use page::{MemoryOffset, MemorySize, PAGE_BYTES, PageIndex};

@@ -4,37 +4,51 @@ use dwcp_api::Fault;
 use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    Desired, Placement, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec,
+    Desired, DiskSpec, Placement, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec,
 };
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
 use crate::errors::{impossible, invalid, record};
+use crate::hardware::DEFAULT_NETWORK;
 use crate::node::Node;
 use crate::state::{now_ms, object};
 use crate::vms;
 
-/// Does everything up to the durable record; nothing runs yet.
+/// Memory of a machine from an image, if nothing is said.
+const IMAGE_MEMORY_BYTES: u64 = 1 << 30;
+
+/// Does everything up to the durable record; nothing runs yet. Answers the machine and what policies warn of.
 pub(crate) async fn create(
     node: &Node,
     who: &Principal,
     project: &Name,
     request: VmCreate,
-) -> Answer<Vm> {
+) -> Answer<(Vm, Vec<String>)> {
     let at = object(project, &request.name);
-    let (spec, template) = specification(node, &request, &at).await?;
+    let id = uuid::Uuid::now_v7().to_string();
+    let Wanted {
+        mut spec,
+        template,
+        near,
+        networks,
+    } = specification(node, &request, &at).await?;
+    // Held until the machine is recorded, so that no other gets the same addresses.
+    let _addresses = node.addresses.lock().await;
+    spec.networks = node.wish_networks(&id, &networks).await?;
     vms::check(&spec)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
         node.images.open_image(digest)?;
     }
-    node.policies
+    let warnings = node
+        .policies
         .check_create(who, project, &request.name, &spec)
         .await?;
     let fleet = node.fleet().await?;
     let region = node.config.region.as_str();
-    let placed = node.decider.place(fleet, region, &spec, &at).await?;
+    let placed = node.decider.place(fleet, region, &spec, near, &at).await?;
     let placement = placed.map(|placed| here(placed, &node.config.name));
     let vm = Vm {
-        id: uuid::Uuid::now_v7().to_string(),
+        id,
         project: project.clone(),
         name: request.name.clone(),
         spec,
@@ -53,7 +67,7 @@ pub(crate) async fn create(
         placement,
     };
     node.record_vm(&vm).await?;
-    Ok(vm)
+    Ok((vm, warnings))
 }
 
 /// A placement on this host. A plugin that chose another, which it may not, costs its answer and not the request.
@@ -73,13 +87,20 @@ fn here(mut placed: Placement, this: &Name) -> Placement {
     placed
 }
 
+/// What a request comes to.
+struct Wanted {
+    spec: VmSpec,
+    /// The template, with its version.
+    template: Option<String>,
+    /// The region whose users it serves, for placement.
+    near: Option<String>,
+    /// The networks it is to be on.
+    networks: Vec<Name>,
+}
+
 /// The template's specification, if there is one, under what the request says itself.
-async fn specification(
-    node: &Node,
-    request: &VmCreate,
-    at: &str,
-) -> Answer<(VmSpec, Option<String>)> {
-    let (base, template) = match &request.template {
+async fn specification(node: &Node, request: &VmCreate, at: &str) -> Answer<Wanted> {
+    let (base, template, near) = match &request.template {
         Some(asked) => {
             let template = find(node, asked).await?;
             let expanded = node
@@ -87,28 +108,25 @@ async fn specification(
                 .expand(&template, &request.parameters, at)
                 .await?;
             let name = format!("{}@{}", template.name, template.version);
-            (Some(from_template(&template, expanded)?), Some(name))
+            let near = expanded.placement.near.clone();
+            let spec = from_template(&template, expanded, &node.config.region)?;
+            (Some(spec), Some(name), near)
         }
-        None if request.parameters.is_empty() => (None, None),
+        None if request.parameters.is_empty() => (None, None, None),
         None => return Err(invalid("Parameters are a template's: name a template too")),
     };
-    let missing = |what: &str| {
-        invalid(format!(
-            "A machine without a template needs {what} (`--kernel FILE --memory SIZE`)"
-        ))
-    };
-    let mut base = match base {
+    let (mut base, mut networks) = match base {
         Some(base) => base,
-        None => VmSpec {
-            kernel: request.kernel.clone().ok_or_else(|| missing("a kernel"))?,
-            initrd: None,
-            cmdline: String::new(),
-            memory_bytes: request.memory_bytes.ok_or_else(|| missing("memory"))?,
-            vcpus: 1,
-            restart: RestartPolicy::Never,
-            tags: Default::default(),
-        },
+        None => (bare(node, request).await?, Vec::new()),
     };
+    node.wish_hardware(&mut base, request).await?;
+    if request.image.is_some() {
+        networks.push(Name::new(DEFAULT_NETWORK).map_err(|error| invalid(error.to_string()))?);
+        base.setup.get_or_insert_default();
+    }
+    if let Some(setup) = &request.setup {
+        base.setup = Some(setup.clone());
+    }
     if let Some(kernel) = &request.kernel {
         base.kernel.clone_from(kernel);
     }
@@ -122,7 +140,54 @@ async fn specification(
     base.vcpus = request.vcpus.unwrap_or(base.vcpus);
     base.restart = request.restart.unwrap_or(base.restart);
     base.tags.extend(request.tags.clone());
-    Ok((base, template))
+    Ok(Wanted {
+        spec: base,
+        template,
+        near,
+        networks: request.networks.clone().unwrap_or(networks),
+    })
+}
+
+/// A machine without a template: from a disk image, or from a kernel.
+async fn bare(node: &Node, request: &VmCreate) -> Answer<VmSpec> {
+    let missing = |what: &str| {
+        invalid(format!(
+            "A machine without a template needs {what} (`--image FILE`, or `--kernel FILE --memory SIZE`)"
+        ))
+    };
+    let found = match &request.image {
+        Some(digest) => Some(node.disk_image(digest).await?),
+        None => None,
+    };
+    let kernel = match (&request.kernel, &found) {
+        (Some(kernel), _) => kernel.clone(),
+        (None, Some(disk)) => disk.kernel.clone().ok_or_else(|| {
+            invalid(format!(
+                "The image has no kernel that was found: {} Give one with --kernel",
+                disk.remarks.join(" ")
+            ))
+        })?,
+        (None, None) => return Err(missing("a kernel")),
+    };
+    // Found files belong together: with a kernel of one's own goes an initial RAM disk of one's own.
+    let found = found.filter(|_| request.kernel.is_none());
+    let memory_bytes = match (request.memory_bytes, &request.image) {
+        (Some(bytes), _) => bytes,
+        (None, Some(_)) => IMAGE_MEMORY_BYTES,
+        (None, None) => return Err(missing("memory")),
+    };
+    Ok(VmSpec {
+        kernel,
+        initrd: found.as_ref().and_then(|disk| disk.initrd.clone()),
+        cmdline: found.map(|disk| disk.cmdline).unwrap_or_default(),
+        memory_bytes,
+        vcpus: 1,
+        disks: Vec::new(),
+        networks: Vec::new(),
+        setup: None,
+        restart: RestartPolicy::Never,
+        tags: Default::default(),
+    })
 }
 
 async fn find(node: &Node, asked: &str) -> Answer<Template> {
@@ -143,7 +208,13 @@ async fn find(node: &Node, asked: &str) -> Answer<Template> {
     }
 }
 
-fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
+/// The specification, and the networks to be on.
+fn from_template(
+    template: &Template,
+    expanded: Expanded,
+    region: &Name,
+) -> Answer<(VmSpec, Vec<Name>)> {
+    served(template, &expanded, region)?;
     let image = |image: Option<Image>, bundled: &Option<String>| match image {
         None => Ok(None),
         Some(Image::Stored(digest)) => Ok(Some(digest.trim_start_matches("sha256:").to_owned())),
@@ -155,13 +226,24 @@ fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
             ))),
         },
     };
-    if !expanded.volumes.is_empty() || !expanded.networks.is_empty() {
-        return Err(impossible(format!(
-            "Template {} wants disks or networks, which this version of DWCP does not have",
-            template.name
-        )));
-    }
-    Ok(VmSpec {
+    let disks = expanded.volumes.into_iter().map(|volume| {
+        Ok(DiskSpec {
+            name: volume.name,
+            image: image(volume.image, &None)?,
+            size_bytes: volume.size_mib.saturating_mul(1 << 20),
+            read_only: volume.read_only,
+            operations_per_second: None,
+            bytes_per_second: None,
+        })
+    });
+    let networks = expanded.networks.into_iter();
+    let networks: Answer<Vec<Name>> = networks
+        .map(|name| Name::new(&name).map_err(|error| invalid(error.to_string())))
+        .collect();
+    let spec = VmSpec {
+        disks: disks.collect::<Answer<_>>()?,
+        networks: Vec::new(),
+        setup: None,
         kernel: image(expanded.kernel, &template.kernel)?
             .ok_or_else(|| impossible(format!("Template {} names no kernel", template.name)))?,
         initrd: image(expanded.initrd, &template.initrd)?,
@@ -169,11 +251,51 @@ fn from_template(template: &Template, expanded: Expanded) -> Answer<VmSpec> {
         memory_bytes: u64::from(expanded.memory_mib) << 20,
         vcpus: u8::try_from(expanded.vcpus).map_err(|_| invalid("Too many virtual CPUs"))?,
         restart: match expanded.restart {
+            // "Always" is refused above.
             Restart::Never => RestartPolicy::Never,
             Restart::OnFailure | Restart::Always => RestartPolicy::OnCrash,
         },
         tags: expanded.tags,
-    })
+    };
+    Ok((spec, networks?))
+}
+
+/// A template gets what it asks for, or is refused with what is missing: nothing of it is dropped in silence.
+fn served(template: &Template, expanded: &Expanded, region: &Name) -> Answer<()> {
+    let wishes = &expanded.placement;
+    let lacking = [
+        (!wishes.labels.is_empty(), "labels of hosts"),
+        (
+            !wishes.groups.is_empty() || !wishes.apart_from.is_empty(),
+            "groups of machines",
+        ),
+        (
+            expanded.restart == Restart::Always,
+            "a restart after a guest has powered off (`restart = \"always\"`)",
+        ),
+    ];
+    let lacking = lacking.iter().filter(|(wanted, _)| *wanted);
+    let lacking: Vec<&str> = lacking.map(|(_, what)| *what).collect();
+    if !lacking.is_empty() {
+        return Err(impossible(format!(
+            "Template {} wants {}, which this version of DWCP does not have",
+            template.name,
+            lacking.join(" and ")
+        )));
+    }
+    if !wishes.regions.is_empty()
+        && !wishes
+            .regions
+            .iter()
+            .any(|wanted| wanted == region.as_str())
+    {
+        return Err(impossible(format!(
+            "Template {} wants to be in {}, and this host is of region {region}: create it there",
+            template.name,
+            wishes.regions.join(" or ")
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -181,6 +303,68 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    fn template() -> Template {
+        Template {
+            name: "dwcp/worker".into(),
+            version: "1.0.0".into(),
+            description: String::new(),
+            plugin: "dwcp/template-default".into(),
+            digest: String::new(),
+            signed_by: String::new(),
+            media_type: String::new(),
+            installed_ms: 0,
+            document: String::new(),
+            kernel: Some("k".repeat(64)),
+            initrd: None,
+        }
+    }
+
+    fn expanded() -> Expanded {
+        Expanded {
+            vcpus: 1,
+            memory_mib: 64,
+            kernel: Some(Image::Bundled("kernel".into())),
+            initrd: None,
+            cmdline: String::new(),
+            volumes: Vec::new(),
+            networks: Vec::new(),
+            tags: Default::default(),
+            restart: Restart::OnFailure,
+            placement: Default::default(),
+        }
+    }
+
+    #[test]
+    fn what_a_template_wants_is_served_or_refused() {
+        type Change = fn(&mut Expanded);
+        let left = Name::new("left").unwrap();
+        let with = |change: Change| {
+            let mut expanded = expanded();
+            change(&mut expanded);
+            from_template(&template(), expanded, &left).map_err(|fault| fault.message)
+        };
+        let good: [Change; 3] = [
+            |_| {},
+            |vm| vm.placement.near = Some("far".into()),
+            |vm| vm.placement.regions = vec!["right".into(), "left".into()],
+        ];
+        for change in good {
+            assert_eq!(with(change).unwrap().restart, RestartPolicy::OnCrash);
+        }
+        let bad: [(Change, &str); 6] = [
+            (|vm| vm.placement.regions = vec!["right".into()], "right"),
+            (|vm| vm.placement.labels = vec!["gpu=yes".into()], "labels"),
+            (|vm| vm.placement.groups = vec!["web".into()], "groups"),
+            (|vm| vm.placement.apart_from = vec!["web".into()], "groups"),
+            (|vm| vm.restart = Restart::Always, "always"),
+            (|vm| vm.networks = vec!["lan".into()], "networks"),
+        ];
+        for (change, what) in bad {
+            let message = with(change).unwrap_err();
+            assert!(message.contains(what), "{message}");
+        }
+    }
 
     #[test]
     fn a_choice_of_another_host_falls_back_to_this_one() {

@@ -1,4 +1,5 @@
-//! Decisions of plugins: which component decides in which world, what it is asked, and what is kept of it.
+//! Decisions of plugins: which component decides in which world, and what it is asked. What is kept of it is the
+//! business of [`crate::decisions`].
 //!
 //! A plugin that fails costs its answer, not the request: placement falls back to this host, if it fits. What it said is
 //! checked again before anything is reserved. (Policies are the exception: there a fault denies.)
@@ -10,28 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use dwcp_api::Fault;
 use dwcp_api::service::Answer;
-use dwcp_control::records::{Decision, Placement as Placed, Template as TemplateRecord, VmSpec};
+use dwcp_control::records::{Placement as Placed, Template as TemplateRecord, VmSpec};
 use dwcp_plugins::placement::{Batch, Fleet, Free, Host, Region, Relation, Request, Scope, Term};
 use dwcp_plugins::{
-    Compiled, DecisionRecord, Document, Outcome, Placement, Recorder, Sandbox, SandboxConfig,
-    Setup, Stamp, Template, TemplateError, VmSpec as Expanded, World,
+    Compiled, Document, Placement, Sandbox, SandboxConfig, Setup, Stamp, Template, TemplateError,
+    VmSpec as Expanded, World,
 };
-use dwcp_store::{Entry, Op, StoreError, Txn, TypedError};
-use tokio::sync::mpsc;
 
 use crate::config::NodeConfig;
+use crate::decisions::{About, Decisions};
 use crate::errors::{NodeError, chain, impossible, internal, invalid};
 use crate::node::Node;
-use crate::state::{Records, newest_first, now_ms};
-
-/// Decisions on their way to the store; a decision waits when they are this many.
-const QUEUE_MAX: usize = 1024;
-/// Decisions kept.
-const DECISIONS_MAX: usize = 10_000;
-/// Decisions held in memory at a time, and removed in one transaction.
-const PAGE: usize = 100;
-/// Longest id of a decision: a UUID, a slash, a policy's name.
-const ID_BYTES_MAX: usize = 36 + 1 + 64;
+use crate::state::{Records, now_ms};
 
 /// The plugins in use.
 #[derive(Default)]
@@ -45,9 +36,12 @@ struct InUse {
 /// Asks plugins and keeps what they decided.
 pub(crate) struct Decider {
     sandbox: Arc<Sandbox>,
-    recorder: Arc<StoreRecorder>,
+    decisions: Arc<Decisions>,
     in_use: RwLock<InUse>,
+    /// The fleet's revision: the clock's at the start, so that it grows over restarts too.
     revision: AtomicU64,
+    /// Held while a fleet is loaded and decided on, so that a decision is about the fleet that is kept with it.
+    placing: Arc<Mutex<()>>,
     dir: PathBuf,
 }
 
@@ -57,61 +51,22 @@ impl std::fmt::Debug for Decider {
     }
 }
 
-/// Takes decisions from the deciding threads to the store.
-pub(crate) struct StoreRecorder {
-    queue: mpsc::Sender<(DecisionRecord, String)>,
-    /// What a decision under way is about, by its id.
-    subjects: Mutex<HashMap<String, String>>,
-}
-
-impl Recorder for StoreRecorder {
-    fn record(&self, record: DecisionRecord) {
-        // A policy's own record is named after the question's, with the policy behind a slash.
-        let question = record.id.split('/').next().unwrap_or_default();
-        let subject = self.subjects().get(question).cloned().unwrap_or_default();
-        if self.queue.blocking_send((record, subject)).is_err() {
-            tracing::error!("a decision is not recorded: the recorder has ended");
-        }
-    }
-}
-
-impl StoreRecorder {
-    fn subjects(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
-        self.subjects.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Runs `decide` with a new stamp whose records are about `subject`.
-    pub(crate) fn about<T>(&self, subject: &str, decide: impl FnOnce(&Stamp) -> T) -> (String, T) {
-        // The time is the id's own, so that the record can be found by its id.
-        let id = uuid::Uuid::now_v7();
-        let stamp = Stamp::new(id.to_string(), uuid_ms(&id).unwrap_or_else(now_ms));
-        self.subjects().insert(stamp.id.clone(), subject.to_owned());
-        let answer = decide(&stamp);
-        self.subjects().remove(&stamp.id);
-        (stamp.id, answer)
-    }
-}
-
 impl Decider {
     pub(crate) async fn open(config: &NodeConfig, records: Records) -> Result<Self, NodeError> {
-        let (queue, decisions) = mpsc::channel(QUEUE_MAX);
-        let recorder = Arc::new(StoreRecorder {
-            queue,
-            subjects: Mutex::default(),
-        });
+        let decisions = Arc::new(Decisions::new(records.clone()));
         let dir = config.dir("plugins");
         std::fs::create_dir_all(dir.join("sha256")).map_err(|source| NodeError::State {
             path: dir.clone(),
             source,
         })?;
-        let setup = SandboxConfig::below(&dir, recorder.clone());
+        let setup = SandboxConfig::below(&dir, decisions.clone());
         let sandbox = Sandbox::new(setup).map_err(|error| NodeError::Sandbox(chain(&error)))?;
-        tokio::spawn(keep(records.clone(), decisions));
         let decider = Self {
             sandbox,
-            recorder,
+            decisions,
             in_use: RwLock::default(),
-            revision: AtomicU64::new(0),
+            revision: AtomicU64::new(now_ms()),
+            placing: Arc::default(),
             dir,
         };
         for found in records.all(&records.plugins).await? {
@@ -139,8 +94,8 @@ impl Decider {
         self.sandbox.clone()
     }
 
-    pub(crate) fn recorder(&self) -> Arc<StoreRecorder> {
-        self.recorder.clone()
+    pub(crate) fn decisions(&self) -> Arc<Decisions> {
+        self.decisions.clone()
     }
 
     /// The component that decides Rego, if one is installed.
@@ -230,6 +185,10 @@ impl Decider {
     /// Calls and faults of a component since the daemon started.
     pub(crate) fn usage(&self, digest: &str) -> (u64, u64) {
         let in_use = self.read();
+        if in_use.rego.as_ref().is_some_and(|r| r.digest() == digest) {
+            // Every policy has instances of its own, which come and go: what they did is counted where it is kept.
+            return self.decisions.policy_usage(digest);
+        }
         let placement = in_use.placement.iter().map(|p| (p.compiled(), p.usage()));
         let templates = in_use.templates.values().map(|t| (t.compiled(), t.usage()));
         placement
@@ -259,16 +218,11 @@ impl Decider {
             text: template.document.clone(),
         };
         let parameters = typed(&plugin, &document, parameters).await?;
-        let recorder = self.recorder.clone();
-        let subject = subject.to_owned();
-        let expanding = move || {
-            recorder.about(&subject, |stamp| {
-                plugin.expand(stamp, &document, &parameters)
-            })
-        };
-        let (_, expanded) = tokio::task::spawn_blocking(expanding)
-            .await
-            .map_err(internal)?;
+        let expanding = move |stamp: &Stamp| plugin.expand(stamp, &document, &parameters);
+        let (_, expanded) = self
+            .decisions
+            .decide(About::subject(subject), expanding)
+            .await?;
         expanded.map_err(refused)
     }
 
@@ -278,6 +232,7 @@ impl Decider {
         fleet: Fleet,
         region: &str,
         spec: &VmSpec,
+        near: Option<String>,
         subject: &str,
     ) -> Answer<Option<Placed>> {
         let Some(plugin) = self.read().placement.clone() else {
@@ -289,6 +244,7 @@ impl Decider {
                 id: subject.to_owned(),
                 cpu_millis: u32::from(spec.vcpus) * 1000,
                 memory_mib: u32::try_from(spec.memory_bytes >> 20).unwrap_or(u32::MAX),
+                near,
                 // Another region is asked by asking it: `dwcp --profile REGION vm create`.
                 terms: vec![Term {
                     relation: Relation::Requires,
@@ -301,22 +257,22 @@ impl Decider {
             alternatives: 8,
             explain: true,
         };
-        let recorder = self.recorder.clone();
-        let subject = subject.to_owned();
         let name = plugin.compiled().manifest().address();
-        let deciding = move || -> (String, Result<_, String>) {
-            recorder.about(&subject, |stamp| {
-                plugin
-                    .load(fleet, revision)
-                    .map_err(|error| chain(&error))?;
-                plugin
-                    .decide(stamp, &batch)
-                    .map_err(|fault| fault.to_string())
-            })
+        let about = About {
+            fleet: serde_json::to_string(&fleet).map_err(internal)?,
+            ..About::subject(subject)
         };
-        let (decision, answer) = tokio::task::spawn_blocking(deciding)
-            .await
-            .map_err(internal)?;
+        let placing = self.placing.clone();
+        let deciding = move |stamp: &Stamp| -> Result<_, String> {
+            let _placing = placing.lock().unwrap_or_else(PoisonError::into_inner);
+            plugin
+                .load(fleet, revision)
+                .map_err(|error| chain(&error))?;
+            plugin
+                .decide(stamp, &batch)
+                .map_err(|fault| fault.to_string())
+        };
+        let (decision, answer) = self.decisions.decide(about, deciding).await?;
         match answer {
             Ok(answer) => shown(decision, name, answer).map(Some),
             Err(fault) => {
@@ -497,168 +453,5 @@ fn host(
             ..Free::default()
         },
         members: Default::default(),
-    }
-}
-
-/// Writes decisions to the store, and drops the oldest beyond what is kept.
-async fn keep(records: Records, mut decisions: mpsc::Receiver<(DecisionRecord, String)>) {
-    let mut since_trim = 0usize;
-    while let Some((record, subject)) = decisions.recv().await {
-        let parse = |text: &str| {
-            serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.into()))
-        };
-        let (answer, fault) = match &record.outcome {
-            Outcome::Answer(text) => (parse(text), false),
-            Outcome::Fault(fault) => (serde_json::Value::String(fault.to_string()), true),
-        };
-        let decision = Decision {
-            id: record.id.clone(),
-            time_ms: record.at_ms,
-            world: record.world.name().into(),
-            plugin: record.plugin,
-            digest: record.digest,
-            subject,
-            input: parse(&record.input),
-            answer,
-            fault,
-            duration_us: record.duration_us,
-        };
-        let key = newest_first(record.at_ms, &record.id);
-        if let Err(error) = records.decisions.put(&key, &decision).await {
-            tracing::error!("a decision is not stored: {}", chain(&error));
-        }
-        since_trim += 1;
-        if since_trim >= 500 {
-            since_trim = 0;
-            trim(&records).await;
-        }
-    }
-}
-
-/// Deletes what lies beyond the newest [`DECISIONS_MAX`]; holds one page of them at a time.
-async fn trim(records: &Records) {
-    if let Err(error) = trim_to(records, DECISIONS_MAX).await {
-        tracing::error!("old decisions are not removed: {}", chain(&error));
-    }
-}
-
-async fn trim_to(records: &Records, max: usize) -> Result<(), StoreError> {
-    let prefix = records.decisions.key("");
-    let mut seen = 0usize;
-    let mut after: Option<String> = None;
-    loop {
-        let page = records
-            .store
-            .range(&prefix, after.as_deref(), PAGE, None)
-            .await?;
-        after = page.next_after().map(str::to_owned);
-        let kept = max.saturating_sub(seen).min(page.entries.len());
-        seen += page.entries.len();
-        if let Some(old) = page.entries.get(kept..).filter(|old| !old.is_empty()) {
-            let delete = |txn: Txn, old: &Entry| txn.then(Op::delete(old.key.clone()));
-            let txn = old.iter().fold(Txn::new(), delete);
-            records.store.transact(txn).await?;
-        }
-        if after.is_none() {
-            return Ok(());
-        }
-    }
-}
-
-/// One decision by its id, which ends in `/POLICY` where a policy set asked one of its policies.
-pub(crate) async fn find(records: &Records, id: &str) -> Result<Option<Decision>, TypedError> {
-    // Every id begins with a UUID, which says when the decision was made, and so where it lies.
-    let uuid = id.get(..36).and_then(|text| text.parse().ok());
-    let Some(time_ms) = uuid.as_ref().and_then(uuid_ms) else {
-        return Ok(None);
-    };
-    if id.len() > ID_BYTES_MAX {
-        return Ok(None);
-    }
-    if let Some(found) = records.decisions.get(&newest_first(time_ms, id)).await? {
-        return Ok(Some(found.value));
-    }
-    // Its time was taken from the clock a moment later, as older versions did.
-    let mut after: Option<String> = None;
-    loop {
-        let page = records.decisions.list(after.as_deref(), PAGE, None).await?;
-        after = page.records.last().map(|last| last.id.clone());
-        let more = page.more;
-        let mut found = page.records.into_iter().map(|found| found.value);
-        if let Some(found) = found.find(|found| found.id == id) {
-            return Ok(Some(found));
-        }
-        if !more || after.is_none() {
-            return Ok(None);
-        }
-    }
-}
-
-/// The time in a UUID of version 7, ms.
-fn uuid_ms(uuid: &uuid::Uuid) -> Option<u64> {
-    let (seconds, nanos) = uuid.get_timestamp()?.to_unix();
-    Some(seconds * 1000 + u64::from(nanos) / 1_000_000)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use dwcp_store::RedbStore;
-
-    use super::*;
-
-    fn decision(id: &str, time_ms: u64) -> Decision {
-        Decision {
-            id: id.into(),
-            time_ms,
-            world: "policy".into(),
-            plugin: String::new(),
-            digest: String::new(),
-            subject: String::new(),
-            input: serde_json::Value::Null,
-            answer: serde_json::Value::Null,
-            fault: false,
-            duration_us: 0,
-        }
-    }
-
-    #[tokio::test]
-    async fn the_newest_decisions_are_kept_and_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
-        let records = Records::new(Arc::new(store));
-        let mut ids = Vec::new();
-        for number in 0..2 * PAGE as u64 + 50 {
-            let time_ms = 1_700_000_000_000 + number;
-            let time = uuid::Timestamp::from_unix(
-                uuid::NoContext,
-                time_ms / 1000,
-                (time_ms % 1000) as u32 * 1_000_000,
-            );
-            let id = format!("{}/rule", uuid::Uuid::new_v7(time));
-            // Some were kept under a later time than their id's.
-            let key = newest_first(time_ms + number % 2, &id);
-            let op = records.decisions.put_op(&key, &decision(&id, time_ms));
-            records
-                .store
-                .transact(Txn::new().then(op.unwrap()))
-                .await
-                .unwrap();
-            ids.push(id);
-        }
-        trim_to(&records, 60).await.unwrap();
-        let left = records.all(&records.decisions).await.unwrap();
-        assert_eq!(left.len(), 60);
-        for (age, id) in ids.iter().rev().enumerate().step_by(7) {
-            // The two around the border may have changed places.
-            if (58..=62).contains(&age) {
-                continue;
-            }
-            let found = find(&records, id).await.unwrap();
-            assert_eq!(found.is_some(), age < 60, "age {age}");
-        }
-        assert!(find(&records, "nonsense").await.unwrap().is_none());
-        assert!(find(&records, &"é".repeat(30)).await.unwrap().is_none());
     }
 }

@@ -161,12 +161,24 @@ impl Operations {
         object: &str,
         message: &str,
     ) -> Answer<(Operation, Running)> {
+        self.begin_warned(action, object, message, Vec::new()).await
+    }
+
+    /// The same for one that policies let pass with warnings.
+    pub(crate) async fn begin_warned(
+        self: &Arc<Self>,
+        action: &str,
+        object: &str,
+        message: &str,
+        warnings: Vec<String>,
+    ) -> Answer<(Operation, Running)> {
         let operation = Operation {
             id: uuid::Uuid::now_v7().to_string(),
             action: action.into(),
             object: object.into(),
             state: OperationState::Running,
             message: message.into(),
+            warnings,
             started_ms: now_ms(),
             ended_ms: None,
             migration: None,

@@ -14,7 +14,7 @@ use crate::errors::{internal, invalid};
 use crate::state::now_ms;
 
 /// Longest image, bytes.
-pub(crate) const IMAGE_BYTES_MAX: u64 = 4 << 30;
+pub(crate) const IMAGE_BYTES_MAX: u64 = 64 << 30;
 
 /// The images of a host.
 #[derive(Clone, Debug)]
@@ -80,6 +80,7 @@ impl Images {
             size_bytes,
             label: label.chars().take(200).collect(),
             created_ms: now_ms(),
+            disk: None,
         })
     }
 
@@ -124,6 +125,42 @@ impl Images {
         Ok((digest, size))
     }
 
+    /// An empty file for something that is to be stored once it is whole.
+    pub(crate) fn temporary(&self) -> std::io::Result<Found> {
+        let name = uuid::Uuid::now_v7().to_string();
+        let guard = Temporary(self.dir.join("incoming").join(name));
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&guard.0)?;
+        Ok(Found { guard, file })
+    }
+
+    /// Stores a file that was made by [`Self::temporary`] and filled since.
+    pub(crate) async fn adopt(&self, found: Found, label: &str) -> Answer<Image> {
+        let to = self.dir.join("sha256");
+        let label = label.chars().take(200).collect();
+        let stored = tokio::task::spawn_blocking(move || -> std::io::Result<Image> {
+            let Found { guard, mut file } = found;
+            std::io::Seek::rewind(&mut file)?;
+            let mut hash = Sha256::new();
+            let size_bytes = std::io::copy(&mut file, &mut hash)?;
+            let digest = hex::encode(hash.finalize());
+            file.sync_all()?;
+            std::fs::rename(&guard.0, to.join(&digest))?;
+            std::fs::File::open(&to)?.sync_all()?;
+            Ok(Image {
+                digest,
+                size_bytes,
+                label,
+                created_ms: now_ms(),
+                disk: None,
+            })
+        });
+        stored.await.map_err(internal)?.map_err(internal)
+    }
+
     /// Deletes an image.
     pub(crate) async fn delete(&self, digest: &str) -> Answer<()> {
         let path = self.path(digest)?;
@@ -131,6 +168,19 @@ impl Images {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(internal(error)),
             _ => Ok(()),
         }
+    }
+}
+
+/// A file that is being filled.
+pub(crate) struct Found {
+    guard: Temporary,
+    file: std::fs::File,
+}
+
+impl Found {
+    /// The file.
+    pub(crate) fn file(&self) -> &std::fs::File {
+        &self.file
     }
 }
 

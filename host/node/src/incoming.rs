@@ -5,6 +5,7 @@
 //! machine again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use dwcp_api::Fault;
 use dwcp_api::Principal;
@@ -103,6 +104,9 @@ impl Incoming {
     async fn try_accept(node: &Arc<Node>, peer: &Peer, offer: Offer) -> Answer<Self> {
         let mut vm = offer.vm.clone();
         crate::vms::check(&vm.spec)?;
+        if let Some(why) = crate::hardware::bound(&vm.spec) {
+            return Err(impossible(format!("{} cannot come here: {why}", vm.name)));
+        }
         if !(1..=dwcp_migrate::protocol::STREAMS_MAX).contains(&offer.streams) {
             return Err(crate::errors::invalid("A transfer has 1 to 64 streams"));
         }
@@ -113,7 +117,7 @@ impl Incoming {
                 lacking.join(", ")
             )));
         }
-        node.policies.check_receive(&vm, peer).await?;
+        let warnings = node.policies.check_receive(&vm, peer).await?;
         let found = node.records.ownership.get(&vm.id).await.map_err(record)?;
         let held = found.as_ref().map(|found| &found.value);
         let epoch = Ownership::next_epoch(held, offer.epoch).map_err(crate::errors::forbidden)?;
@@ -129,6 +133,8 @@ impl Incoming {
             None => Compare::absent(node.records.ownership.key(&vm.id)),
         };
         promise(node, &vm, &expecting, unchanged).await?;
+        let at = object(&vm.project, &vm.name);
+        node.warned("vm.receive", &at, &warnings).await;
         let migration = begin(
             offer.migration.clone(),
             &vm,
@@ -256,7 +262,7 @@ impl Incoming {
 
     /// Waits for the last of the data and for the commit, in whichever order they come, and takes the machine.
     async fn until_taken(&mut self, stream: &mut TlsStream<TcpStream>) -> Answer<()> {
-        let (mut loaded, mut committed) = (false, false);
+        let (mut loaded, mut committed) = (false, None);
         let (mut reader, mut writer) = tokio::io::split(stream);
         // Read in a task's place: a message half read must not be dropped when the mover speaks first.
         let commit = receive::<Ask>(&mut reader);
@@ -264,15 +270,15 @@ impl Incoming {
         // The commit comes right behind the last data; a source that never sends it is refused, and may ask.
         let patience = tokio::time::sleep(IDLE);
         tokio::pin!(patience);
-        while !(loaded && committed) {
+        while !(loaded && committed.is_some()) {
             let Some(mover) = self.mover.as_mut() else {
                 return Err(unavailable("The mover is gone"));
             };
             tokio::select! {
                 () = &mut patience, if loaded => return Err(broken(SessionError::Deadline)),
-                said = &mut commit, if !committed => match said.map_err(broken)? {
+                said = &mut commit, if committed.is_none() => match said.map_err(broken)? {
                     Ask::Commit { epoch } if epoch == self.migration.epoch => {
-                        committed = true;
+                        committed = Some(Instant::now());
                         step("destination.committed").await;
                     }
                     Ask::Abort { reason } => return Err(unavailable(reason)),
@@ -303,7 +309,8 @@ impl Incoming {
             }
         }
         {
-            // Whoever deals with the end of its process waits until its record says that it runs.
+            // Whoever deals with the end of its process, or answers what became of it, waits until its record says that
+            // it runs: "taken" is told to nobody while it may still turn out that it never ran.
             let life = self.node.life(&self.vm.id);
             let _life = life.lock().await;
             self.take().await?;
@@ -311,6 +318,7 @@ impl Incoming {
                 .now_running(&self.vm, self.migration.epoch)
                 .await?;
         }
+        self.migration.progress.pause_ms = committed.map(|at| at.elapsed().as_secs_f64() * 1000.0);
         let took = Reply::Took {
             epoch: self.migration.epoch,
         };
@@ -322,6 +330,8 @@ impl Incoming {
     /// "Owned" becomes durable, and then the guest runs.
     async fn take(&self) -> Answer<()> {
         let (epoch, by) = (self.migration.epoch, &self.migration.id);
+        let before = self.node.ownership(&self.vm.id).await?;
+        let before = before.map_or(0, |held| held.took());
         // The process that holds the machine must be there before the source's copy is worth nothing.
         self.node.vmm(&self.vm.id, |vmm| vmm.status()).await?;
         self.node
@@ -335,8 +345,8 @@ impl Incoming {
             // It ended before it was ever told to run, and the source was told nothing: the source's copy is the one.
             self.node
                 .own(&self.vm.id, |held| match held {
-                    Some(held) => held.never_ran(epoch),
-                    None => Ownership::Refused { next: 0, took: 0 }.never_ran(epoch),
+                    Some(held) => held.never_ran(epoch, before),
+                    None => Ownership::Refused { next: 0, took: 0 }.never_ran(epoch, before),
                 })
                 .await?;
             return Err(fault);

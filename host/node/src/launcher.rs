@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use dwcp_api::Fault;
 use dwcp_api::service::Answer;
-use dwcp_launch::protocol::{Child, ChildId, Side};
+use dwcp_launch::address::Ipv4Prefix;
+use dwcp_launch::protocol::{Child, ChildId, Network, NetworkKind, NicSpec, Side};
 use dwcp_launch::{Client, ClientError};
 use tokio::sync::broadcast;
 
@@ -112,20 +113,48 @@ impl Launcher {
         }
     }
 
-    /// Starts a VMM; `descriptors` are the control listener, the serial log, and the images.
+    /// Starts a VMM; `descriptors` are the control listener, the serial log, the images, and the disks.
     pub(crate) async fn spawn_vmm(
         &self,
         id: &str,
-        memory_bytes: u64,
+        (memory_bytes, file_bytes): (u64, u64),
+        config: serde_json::Value,
+        descriptors: Vec<OwnedFd>,
+        nics: Vec<NicSpec>,
+    ) -> Answer<u32> {
+        let id = child_id(id)?;
+        self.ask(move |client| {
+            let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            client.spawn_vmm_with(&id, memory_bytes, file_bytes, config, &borrowed, &nics)
+        })
+        .await
+    }
+
+    /// Starts a reader of images.
+    pub(crate) async fn spawn_reader(
+        &self,
+        id: &str,
         config: serde_json::Value,
         descriptors: Vec<OwnedFd>,
     ) -> Answer<u32> {
         let id = child_id(id)?;
         self.ask(move |client| {
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-            client.spawn_vmm(&id, memory_bytes, config, &borrowed)
+            client.spawn_reader(&id, config, &borrowed)
         })
         .await
+    }
+
+    /// Makes a network, or finds that it is there.
+    pub(crate) async fn ensure_network(
+        &self,
+        name: &str,
+        kind: NetworkKind,
+        subnet: Option<Ipv4Prefix>,
+    ) -> Answer<Network> {
+        let name = name.parse().map_err(internal)?;
+        self.ask(move |client| client.ensure_network(&name, kind, subnet))
+            .await
     }
 
     /// Starts a mover on the memory of `vm`.

@@ -52,6 +52,8 @@ pub struct Node {
     pub(crate) sessions: Arc<tokio::sync::Semaphore>,
     /// Held while capacity is looked at and promised, so that two requests cannot be promised the same.
     pub(crate) promise: tokio::sync::Mutex<()>,
+    /// Held while addresses are chosen, until the machine that gets them is recorded.
+    pub(crate) addresses: tokio::sync::Mutex<()>,
     /// Serialises starts, stops and ends of one machine.
     life: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -100,6 +102,7 @@ impl Node {
             crashes: Mutex::default(),
             sessions: Arc::new(tokio::sync::Semaphore::new(peers::SESSIONS_MAX)),
             promise: tokio::sync::Mutex::new(()),
+            addresses: tokio::sync::Mutex::new(()),
             life: Mutex::new(HashMap::new()),
         });
         // Exits are listened for before the launcher is asked who lives, so that none falls between.
@@ -241,6 +244,7 @@ impl Node {
             fingerprint: self.keys.fingerprint(),
             this: true,
             reachable: true,
+            problem: None,
             rtt_ms: None,
             capacity: Some(self.capacity().await?),
         })

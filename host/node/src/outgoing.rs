@@ -144,6 +144,12 @@ impl Outgoing {
 
     /// Everything that can refuse is asked before the guest feels anything.
     async fn prepare(&mut self) -> Answer<(Session, u64, MoverConfig)> {
+        if let Some(why) = crate::hardware::bound(&self.vm.spec) {
+            return Err(crate::errors::impossible(format!(
+                "{} cannot move: {why}",
+                self.vm.name
+            )));
+        }
         let peer = self.peer.clone();
         let fault = |error| session_fault(&peer.name, error);
         self.say(format!("asking {}", peer.name));

@@ -31,6 +31,8 @@ const UNDECIDED_MAX: usize = 64;
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// How often peers are asked how they are.
 const FOLLOW: Duration = Duration::from_secs(5);
+/// How long a peer is waited for when somebody wants to see it.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long a session may be silent.
 pub(crate) const IDLE: Duration = Duration::from_secs(60);
 /// Sessions that other hosts may have open here.
@@ -192,6 +194,9 @@ async fn outcome(node: &Arc<Node>, peer: &Peer, vm: &str, epoch: u64) -> Answer<
     if epoch > dwcp_control::ownership::EPOCH_MAX {
         return Err(impossible("Nobody can have reached that epoch"));
     }
+    // One that is just being taken may still turn out never to have run: nothing is said of it before that is known.
+    let life = node.life(vm);
+    let _life = life.lock().await;
     let held = node.ownership(vm).await?;
     match Ownership::outcome(held.as_ref(), epoch) {
         Outcome::Undecided => {
@@ -349,20 +354,29 @@ pub(crate) fn follow(node: Arc<Node>) {
     });
 }
 
-/// A peer as the API shows it, asked now but not waited for longer than two seconds.
+/// A peer as the API shows it, asked now but not waited for longer than [`LOOK`].
 pub(crate) async fn look(node: &Node, peer: &Peer) -> Host {
-    let heard = tokio::time::timeout(Duration::from_secs(2), hello(node, peer)).await;
-    match heard {
-        Ok(Ok(heard)) => Host {
-            region: heard.region,
-            capacity: Some(heard.capacity),
-            ..peer_host(peer, true, Some(heard.rtt_ms))
-        },
-        _ => peer_host(peer, false, None),
+    let problem = match tokio::time::timeout(LOOK, hello(node, peer)).await {
+        Ok(Ok(heard)) => {
+            return Host {
+                region: heard.region,
+                reachable: true,
+                rtt_ms: Some(heard.rtt_ms),
+                capacity: Some(heard.capacity),
+                ..peer_host(peer)
+            };
+        }
+        Ok(Err(error)) => chain(&error),
+        Err(_) => format!("no answer within {} s", LOOK.as_secs()),
+    };
+    Host {
+        problem: Some(problem),
+        ..peer_host(peer)
     }
 }
 
-/// Introduces a peer: it must answer under the fingerprint that was given. It need not know this host yet.
+/// Introduces a peer. It need not answer yet: two hosts that do not know each other have to be introduced one after the
+/// other, and each answers only whom it knows.
 pub(crate) async fn add(node: &Node, host: &HostAdd) -> Answer<Peer> {
     if host.name == node.config.name {
         return Err(crate::errors::conflict(format!(

@@ -9,20 +9,30 @@ use dwcp_control::records::{Binding, BindingMode, Policy, Vm, VmSpec};
 use dwcp_plugins::{ConfigureError, Document, Setup};
 use dwcp_policy::{
     ApplyError, BindError, Engine, Judge, Mode, PolicySet, Question, RemoveError, SandboxEngine,
-    Source,
+    Source, Stamp,
 };
 use dwcp_store::Typed;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::decide::{Decider, StoreRecorder};
+use crate::decide::Decider;
+use crate::decisions::{About, Decisions};
 use crate::errors::{NodeError, chain, conflict, impossible, internal, invalid, record};
 use crate::node::Node;
 use crate::state::{Peer, Records, now_ms, object};
 
 /// Bindings at once; the set of policies takes no more.
 const BINDINGS_MAX: usize = 1_024;
+
+/// A machine is asked for.
+const CREATE: &str = "vm.create";
+/// A machine is to go to another host.
+const MIGRATE: &str = "vm.migrate";
+/// A machine is to come from another host.
+const RECEIVE: &str = "vm.receive";
+/// Everything that policies are asked about.
+const ACTIONS: [&str; 3] = [CREATE, MIGRATE, RECEIVE];
 
 /// The engine that decides Rego now; it changes when a plugin is installed.
 struct Current(RwLock<Arc<SandboxEngine>>);
@@ -39,7 +49,7 @@ impl Engine for Current {
 pub(crate) struct Policies {
     set: Arc<PolicySet>,
     current: Arc<Current>,
-    recorder: Arc<StoreRecorder>,
+    decisions: Arc<Decisions>,
     /// Held during a change, so that store and set follow the same order.
     change: tokio::sync::Mutex<()>,
 }
@@ -76,6 +86,17 @@ fn bound(binding: &Binding) -> Answer<dwcp_policy::Binding> {
     })
 }
 
+/// A binding to what nobody ever asks about would look like protection and be none.
+fn asked_about(action: &dwcp_policy::Action) -> Answer<()> {
+    if ACTIONS.iter().any(|known| action.covers(known)) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "No policy is ever asked about {action}: bind to {}, or to several of them (vm.*, *)",
+        ACTIONS.join(", ")
+    )))
+}
+
 /// The key of a binding's record.
 fn key(policy: &Name, action: &str, project: Option<&Name>) -> String {
     let project = project.map_or("*", Name::as_str);
@@ -85,11 +106,11 @@ fn key(policy: &Name, action: &str, project: Option<&Name>) -> String {
 impl Policies {
     pub(crate) async fn open(decider: &Decider, records: &Records) -> Result<Self, NodeError> {
         let current = Arc::new(Current(RwLock::new(engine(decider))));
-        let recorder = decider.recorder();
+        let decisions = decider.decisions();
         let policies = Self {
-            set: Arc::new(PolicySet::new(current.clone(), recorder.clone())),
+            set: Arc::new(PolicySet::new(current.clone(), decisions.clone())),
             current,
-            recorder,
+            decisions,
             change: tokio::sync::Mutex::new(()),
         };
         policies.restore(records).await?;
@@ -130,17 +151,17 @@ impl Policies {
         self.restore(&node.records).await.map_err(internal)
     }
 
-    /// Asks the policies that are bound to an action.
-    async fn ask(&self, subject: &str, question: Question) -> Answer<()> {
-        let (set, recorder) = (self.set.clone(), self.recorder.clone());
-        let subject = subject.to_owned();
+    /// Asks the policies that are bound to an action. Answers what they warn of.
+    async fn ask(&self, subject: &str, question: Question) -> Answer<Vec<String>> {
+        let set = self.set.clone();
         let action = question.action.clone();
-        let asking = move || recorder.about(&subject, |stamp| set.decide(stamp, &question));
-        let (decision, outcome) = tokio::task::spawn_blocking(asking)
-            .await
-            .map_err(internal)?;
+        let asking = move |stamp: &Stamp| set.decide(stamp, &question);
+        let (decision, outcome) = self
+            .decisions
+            .decide(About::subject(subject), asking)
+            .await?;
         if outcome.allowed {
-            return Ok(());
+            return Ok(outcome.warning_lines());
         }
         Err(Fault {
             kind: FaultKind::Denied,
@@ -149,47 +170,47 @@ impl Policies {
         })
     }
 
-    /// May this machine be created?
+    /// May this machine be created? This and the next two answer what policies warn of.
     pub(crate) async fn check_create(
         &self,
         who: &Principal,
         project: &Name,
         name: &Name,
         spec: &VmSpec,
-    ) -> Answer<()> {
+    ) -> Answer<Vec<String>> {
         let mut machine = serde_json::to_value(spec).map_err(internal)?;
         machine["name"] = json!(name);
         self.ask(
             &object(project, name),
-            question("vm.create", json!({ "name": who.name }), project, machine),
+            question(CREATE, json!({ "name": who.name }), project, machine),
         )
         .await
     }
 
     /// May this machine be sent to that host?
-    pub(crate) async fn check_migrate(&self, who: &Principal, vm: &Vm, to: &Peer) -> Answer<()> {
+    pub(crate) async fn check_migrate(
+        &self,
+        who: &Principal,
+        vm: &Vm,
+        to: &Peer,
+    ) -> Answer<Vec<String>> {
         let mut machine = serde_json::to_value(vm).map_err(internal)?;
         machine["to"] = json!({ "host": to.name, "region": to.region });
         self.ask(
             &object(&vm.project, &vm.name),
-            question(
-                "vm.migrate",
-                json!({ "name": who.name }),
-                &vm.project,
-                machine,
-            ),
+            question(MIGRATE, json!({ "name": who.name }), &vm.project, machine),
         )
         .await
     }
 
     /// May this machine come here from that host?
-    pub(crate) async fn check_receive(&self, vm: &Vm, from: &Peer) -> Answer<()> {
+    pub(crate) async fn check_receive(&self, vm: &Vm, from: &Peer) -> Answer<Vec<String>> {
         let mut machine = serde_json::to_value(vm).map_err(internal)?;
         machine["from"] = json!({ "host": from.name, "region": from.region });
         let who = json!({ "name": format!("host:{}", from.name) });
         self.ask(
             &object(&vm.project, &vm.name),
-            question("vm.receive", who, &vm.project, machine),
+            question(RECEIVE, who, &vm.project, machine),
         )
         .await
     }
@@ -259,6 +280,7 @@ impl Policies {
     pub(crate) async fn bind(&self, node: &Node, binding: &Binding) -> Answer<()> {
         let _change = self.change.lock().await;
         let made = bound(binding)?;
+        asked_about(&made.action)?;
         let known = node.records.policies.get(binding.policy.as_str()).await;
         if known.map_err(record)?.is_none() {
             return Err(Fault::not_found(format!(
@@ -368,5 +390,23 @@ fn wrong(name: &Name, error: ApplyError) -> Fault {
         },
         ApplyError::Source(ConfigureError::Fault(fault)) => impossible(fault.message),
         other => invalid(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_asked_about_can_be_bound() {
+        for good in ["vm.create", "vm.migrate", "vm.receive", "vm.*", "*"] {
+            asked_about(&good.parse().unwrap()).unwrap();
+        }
+        for bad in ["vm.craete", "vm.start", "vmm.*", "plugin.install"] {
+            let fault = asked_about(&bad.parse().unwrap()).unwrap_err();
+            assert!(fault.message.contains("vm.create"), "{fault}");
+        }
     }
 }

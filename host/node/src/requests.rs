@@ -12,7 +12,7 @@ use dwcp_control::records::{
 };
 use serde_json::json;
 
-use crate::errors::{conflict, invalid, record};
+use crate::errors::{conflict, invalid, record, unavailable};
 use crate::node::Node;
 use crate::outgoing::{self, Outgoing};
 use crate::peers;
@@ -31,15 +31,46 @@ impl Node {
         let _ = noted.await;
     }
 
-    pub(crate) async fn begin_start(&self, vm: &Vm) -> Answer<Operation> {
+    /// Tells everybody who follows the events what policies warned the one who asked of.
+    pub(crate) async fn warned(&self, action: &str, at: &str, warnings: &[String]) {
+        if !warnings.is_empty() {
+            let message = format!("{action}: {}", warnings.join("; "));
+            self.events.emit("policy.warned", at, message).await;
+        }
+    }
+
+    pub(crate) async fn begin_start(&self, vm: &Vm, warnings: Vec<String>) -> Answer<Operation> {
         let at = object(&vm.project, &vm.name);
-        let (operation, running) = self.operations.begin("vm.start", &at, "starting").await?;
-        let (node, id) = (self.arc(), vm.id.clone());
+        let begun = self
+            .operations
+            .begin_warned("vm.start", &at, "starting", warnings);
+        let (operation, running) = begun.await?;
+        let (node, id) = (self.arc()?, vm.id.clone());
         tokio::spawn(async move {
             let started = node.start(&id).await.map(|()| "Running".to_owned());
             running.end(&started).await;
         });
         Ok(operation)
+    }
+
+    /// Removes a peer that no machine is on its way to.
+    pub(crate) async fn forget_host(&self, name: &Name) -> Answer<()> {
+        for vm in self.vms().await? {
+            if let Some(Ownership::Given { to, .. }) = self.ownership(&vm.id).await?
+                && to == *name
+            {
+                return Err(conflict(format!(
+                    "{} was given to {name} and its answer is missing: resolve that first (`dwcp migration resolve`)",
+                    vm.name
+                )));
+            }
+        }
+        let there = self.records.peers.delete(name.as_str()).await;
+        if there.map_err(record)? {
+            Ok(())
+        } else {
+            Err(Fault::not_found(format!("host {name}")))
+        }
     }
 
     pub(crate) async fn delete_vm(
@@ -79,7 +110,11 @@ impl Node {
             return Err(Fault::not_found(format!("image {digest}")));
         }
         let uses = |spec: &dwcp_control::records::VmSpec| {
-            spec.kernel == digest || spec.initrd.as_deref() == Some(digest)
+            let is_disk =
+                |disk: &dwcp_control::records::DiskSpec| disk.image.as_deref() == Some(digest);
+            spec.kernel == digest
+                || spec.initrd.as_deref() == Some(digest)
+                || spec.disks.iter().any(is_disk)
         };
         let vms = self.vms().await?;
         if let Some(user) = vms
@@ -118,7 +153,7 @@ impl Node {
         }
         let peer = peers::find(self, &request.to).await?;
         self.permit(&vm).await?;
-        self.policies.check_migrate(who, &vm, &peer).await?;
+        let warnings = self.policies.check_migrate(who, &vm, &peer).await?;
         {
             // Whoever sets the phase has the migration: a second one finds it set.
             let life = self.life(&vm.id);
@@ -143,7 +178,7 @@ impl Node {
             .await?;
         }
         let id = vm.id.clone();
-        let started = self.spawn_migration(vm, peer, request).await;
+        let started = self.spawn_migration(vm, peer, request, warnings).await;
         if started.is_err() {
             // Nothing was begun: the keeper takes it back from "migrating".
             self.migration_ended(&id).await;
@@ -156,6 +191,7 @@ impl Node {
         vm: Vm,
         peer: crate::state::Peer,
         request: &MigrateRequest,
+        warnings: Vec<String>,
     ) -> Answer<Operation> {
         let id = uuid::Uuid::now_v7().to_string();
         let (from, to) = (self.config.name.clone(), peer.name.clone());
@@ -163,12 +199,16 @@ impl Node {
         outgoing::save(self, &migration).await?;
         let at = object(&vm.project, &vm.name);
         let message = format!("preparing to send {} to {}", vm.name, peer.name);
-        let (_, running) = self.operations.begin("vm.migrate", &at, &message).await?;
+        self.warned("vm.migrate", &at, &warnings).await;
+        let begun = self
+            .operations
+            .begin_warned("vm.migrate", &at, &message, warnings);
+        let (_, running) = begun.await?;
         running.show(&migration);
         let operation = self.operations.get(running.id()).await?;
         self.events.emit("migration.started", &at, message).await;
         let outgoing = Outgoing::new(
-            self.arc(),
+            self.arc()?,
             vm,
             peer,
             migration,
@@ -223,7 +263,7 @@ impl Node {
 
     /// Drops answers whose day is over, and the oldest beyond what is kept.
     pub(crate) async fn forget_answers(&self) -> Answer<()> {
-        // Looked at now and then: a key's hash decides, so that no counter has to live anywhere.
+        // Looked at now and then: the clock decides, so that no counter has to live anywhere.
         if !now_ms().is_multiple_of(64) {
             return Ok(());
         }
@@ -244,10 +284,8 @@ impl Node {
     }
 
     /// This node, for work that outlives the request.
-    pub(crate) fn arc(&self) -> Arc<Self> {
-        // The node is only ever made inside an `Arc` (`Node::open`), which holds this reference to itself.
-        self.this
-            .upgrade()
-            .unwrap_or_else(|| unreachable!("a node that answers is alive"))
+    pub(crate) fn arc(&self) -> Answer<Arc<Self>> {
+        let ending = || unavailable("The daemon is ending");
+        self.this.upgrade().ok_or_else(ending)
     }
 }

@@ -121,27 +121,8 @@ impl Service for Node {
     }
 
     async fn host_remove(&self, who: &Principal, name: &Name) -> Answer<()> {
-        let removed = async {
-            let vms = self.vms().await?;
-            for vm in vms {
-                if let Some(Ownership::Given { to, .. }) = self.ownership(&vm.id).await?
-                    && to == *name
-                {
-                    return Err(conflict(format!(
-                        "{} was given to {name} and its answer is missing: resolve that first (`dwcp migration resolve`)",
-                        vm.name
-                    )));
-                }
-            }
-            let there = self.records.peers.delete(name.as_str()).await;
-            if there.map_err(record)? {
-                Ok(())
-            } else {
-                Err(Fault::not_found(format!("host {name}")))
-            }
-        };
+        let removed = self.forget_host(name).await;
         let at = format!("hosts/{name}");
-        let removed = removed.await;
         self.audited(who, "host.remove", &at, json!({}), removed)
             .await
     }
@@ -154,7 +135,18 @@ impl Service for Node {
         content: ByteStream,
     ) -> Answer<Image> {
         let stored = async {
-            let image = self.images.put(label, expected.as_deref(), content).await?;
+            let mut image = self.images.put(label, expected.as_deref(), content).await?;
+            image.disk = match self.inspect(&image).await {
+                Ok(disk) => disk,
+                Err(fault) => {
+                    // Unless it is known already, nothing of a refused image stays.
+                    let known = self.records.images.get(&image.digest).await;
+                    if known.map_err(record)?.is_none() {
+                        self.images.delete(&image.digest).await?;
+                    }
+                    return Err(fault);
+                }
+            };
             let kept = self.records.images.put(&image.digest, &image).await;
             kept.map_err(record)?;
             Ok(image)
@@ -205,13 +197,17 @@ impl Service for Node {
         let detail = json!(request);
         let start = request.start;
         let created = create::create(self, who, project, request).await;
-        let created = self.audited(who, "vm.create", &at, detail, created).await?;
+        let (created, warnings) = self.audited(who, "vm.create", &at, detail, created).await?;
         let message = format!("{} exists on {}", created.name, self.config.name);
         self.events.emit("vm.created", &at, message).await;
+        self.warned("vm.create", &at, &warnings).await;
         let operation = if start {
-            self.begin_start(&created).await?
+            self.begin_start(&created, warnings).await?
         } else {
-            let begun = self.operations.begin("vm.create", &at, "created").await?;
+            let begun = self
+                .operations
+                .begin_warned("vm.create", &at, "created", warnings)
+                .await?;
             begun.1.end(&Ok("Created".into())).await;
             self.operations.get(&begun.0.id).await?
         };
@@ -234,7 +230,7 @@ impl Service for Node {
         let vm = self
             .audited(who, "vm.start", &at, json!({}), checked)
             .await?;
-        self.begin_start(&vm).await
+        self.begin_start(&vm, Vec::new()).await
     }
 
     async fn vm_stop(
@@ -260,7 +256,7 @@ impl Service for Node {
             .audited(who, "vm.stop", &at, json!({ "force": force }), checked)
             .await?;
         let (operation, running) = self.operations.begin("vm.stop", &at, "stopping").await?;
-        let node = self.arc();
+        let node = self.arc()?;
         tokio::spawn(async move { running.end(&node.stop(&vm.id, force).await).await });
         Ok(operation)
     }
@@ -508,41 +504,11 @@ impl Service for Node {
         subject: Option<&str>,
         request: PageRequest,
     ) -> Answer<Page<Decision>> {
-        let Some(subject) = subject else {
-            return page(&self.records.decisions, "", request, |found| found.value).await;
-        };
-        // Decisions are kept by time; of one subject they are few among a bounded number.
-        let mut items = Vec::new();
-        let mut cursor = request.cursor;
-        loop {
-            let part = PageRequest {
-                cursor: cursor.clone(),
-                limit: 500,
-            };
-            let found = page(&self.records.decisions, "", part, |f| (f.id, f.value)).await?;
-            for (id, decision) in found.items {
-                if decision.subject == subject {
-                    items.push(decision);
-                    if items.len() == request.limit {
-                        return Ok(Page {
-                            items,
-                            next_cursor: Some(id),
-                        });
-                    }
-                }
-            }
-            cursor = found.next_cursor;
-            if cursor.is_none() {
-                return Ok(Page {
-                    items,
-                    next_cursor: None,
-                });
-            }
-        }
+        crate::decisions::list(&self.records, subject, request).await
     }
 
     async fn decision_get(&self, id: &str) -> Answer<Decision> {
-        let found = crate::decide::find(&self.records, id).await;
+        let found = crate::decisions::find(&self.records, id).await;
         found
             .map_err(record)?
             .ok_or_else(|| Fault::not_found(format!("decision {id}")))

@@ -14,6 +14,7 @@ use dwcp_store::{Store, Typed, TypedError, Versioned};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::errors::record;
+use crate::hardware::KeptNetwork;
 
 /// Milliseconds since the Unix epoch, now.
 pub(crate) fn now_ms() -> u64 {
@@ -73,6 +74,7 @@ pub(crate) struct Records {
     pub vm_keys: Typed<VmKey>,
     pub ownership: Typed<Ownership>,
     pub images: Typed<Image>,
+    pub networks: Typed<KeptNetwork>,
     pub peers: Typed<Peer>,
     pub migrations: Typed<Migration>,
     pub operations: Typed<Operation>,
@@ -99,6 +101,7 @@ impl Records {
             vm_keys: Typed::new(store.clone(), "vm-id/"),
             ownership: Typed::new(store.clone(), "ownership/"),
             images: Typed::new(store.clone(), "image/"),
+            networks: Typed::new(store.clone(), "network/"),
             peers: Typed::new(store.clone(), "peer/"),
             migrations: Typed::new(store.clone(), "migration/"),
             operations: Typed::new(store.clone(), "operation/"),
@@ -221,16 +224,17 @@ pub(crate) fn versioned<T>(found: Versioned<T>) -> service::Versioned<T> {
     }
 }
 
-/// A peer as the API shows it.
-pub(crate) fn peer_host(peer: &Peer, reachable: bool, rtt_ms: Option<f64>) -> Host {
+/// A peer as the API shows it before it was asked how it is.
+pub(crate) fn peer_host(peer: &Peer) -> Host {
     Host {
         name: peer.name.clone(),
         region: peer.region.clone(),
         address: peer.address.to_string(),
         fingerprint: peer.fingerprint.clone(),
         this: false,
-        reachable,
-        rtt_ms,
+        reachable: false,
+        problem: None,
+        rtt_ms: None,
         capacity: None,
     }
 }

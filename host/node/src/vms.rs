@@ -19,12 +19,17 @@ use tokio::sync::broadcast;
 
 use crate::capacity;
 use crate::errors::{conflict, impossible, internal, invalid, record};
+use crate::hardware;
 use crate::launcher::Notice;
 use crate::node::Node;
 use crate::state::{VmKey, object};
 
 /// How long a guest may take to react to the power button before it is ended.
 const POWER_BUTTON: Duration = Duration::from_secs(20);
+/// How long a process that did not start its guest may take to end, before it is ended without having said why.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Checks a specification against what every host demands.
 pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
@@ -48,6 +53,7 @@ pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
             dwcp_vmm::config::CMDLINE_BYTES_MAX
         )));
     }
+    hardware::check(spec)?;
     let tag = |text: &str| !text.is_empty() && text.len() <= 128;
     if spec.tags.len() > 64 || spec.tags.iter().any(|(k, v)| !tag(k) || v.len() > 256) {
         return Err(invalid(
@@ -156,19 +162,24 @@ impl Node {
         }
     }
 
-    /// Why a machine's process ended at once, in its own words, if it did.
+    /// Why a machine's process ended at once, in its own words, if it did. That its socket broke is known before its end
+    /// is: the launcher is asked until it has seen that, or until the process has been given its time to end.
     async fn last_words(&self, id: &str) -> Option<Fault> {
-        let children = self.launcher.list().await.ok()?;
-        let child = children.into_iter().find(|c| c.id.as_str() == id)?;
-        match child.state {
-            ChildState::Exited {
-                last_words: Some(words),
-                ..
-            } => {
-                let words = words.strip_prefix("error: ").unwrap_or(&words);
-                Some(impossible(format!("It cannot run: {words}")))
+        let deadline = tokio::time::Instant::now() + LAST_WORDS;
+        loop {
+            let children = self.launcher.list().await.ok()?;
+            let child = children.into_iter().find(|c| c.id.as_str() == id)?;
+            if let ChildState::Exited { last_words, .. } = &child.state {
+                let words = match last_words {
+                    Some(words) => words.strip_prefix("error: ").unwrap_or(words).to_owned(),
+                    None => verdict(&child.state).1,
+                };
+                return Some(impossible(format!("It cannot run: {words}")));
             }
-            _ => None,
+            if tokio::time::Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -191,6 +202,7 @@ impl Node {
         self.launcher.end(&vm.id).await?;
         let dir = self.vm_dir(&vm.id);
         tokio::fs::create_dir_all(&dir).await.map_err(internal)?;
+        let hardware = self.hardware(vm).await?;
         let socket = dir.join("vmm.sock");
         match std::fs::remove_file(&socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -210,12 +222,15 @@ impl Node {
             vcpus: vm.spec.vcpus,
             memory_bytes: vm.spec.memory_bytes,
             boot,
+            devices: hardware.devices,
         };
         let json = serde_json::to_value(&config).map_err(internal)?;
         let mut descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];
         descriptors.extend(images);
+        descriptors.extend(hardware.descriptors);
+        let sizes = (vm.spec.memory_bytes, hardware.file_bytes);
         self.launcher
-            .spawn_vmm(&vm.id, vm.spec.memory_bytes, json, descriptors)
+            .spawn_vmm(&vm.id, sizes, json, descriptors, hardware.nics)
             .await?;
         Ok(())
     }

@@ -65,15 +65,12 @@ pub struct Outcome {
 impl Outcome {
     /// The reasons of all denials, each with its policy, as lines for a person.
     pub fn denial_lines(&self) -> Vec<String> {
-        self.denials
-            .iter()
-            .flat_map(|finding| {
-                finding
-                    .reasons
-                    .iter()
-                    .map(|reason| format!("{}: {}", finding.policy, reason.message))
-            })
-            .collect()
+        lines(&self.denials)
+    }
+
+    /// The reasons of all warnings, in the same way.
+    pub fn warning_lines(&self) -> Vec<String> {
+        lines(&self.warnings)
     }
 
     /// Whether a policy failed, so that the outcome is not about the request alone.
@@ -83,4 +80,13 @@ impl Outcome {
             .flatten()
             .any(|finding| finding.fault)
     }
+}
+
+fn lines(findings: &[Finding]) -> Vec<String> {
+    let of_one = |finding: &Finding| {
+        let policy = finding.policy.clone();
+        let reasons = finding.reasons.clone().into_iter();
+        reasons.map(move |reason| format!("{policy}: {}", reason.message))
+    };
+    findings.iter().flat_map(of_one).collect()
 }

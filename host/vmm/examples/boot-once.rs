@@ -1,17 +1,18 @@
 //! Boots one kernel to its end, without the launcher:
 //! `boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT] [--press-at TEXT]
-//! [--kill-at TEXT]`.
+//! [--kill-at TEXT] [--disk FILE …]`.
 //!
 //! `--move-at` pauses the guest once it has printed TEXT, saves it, ends its process, and lets it go on in a second one
 //! over the same memory. `--press-at` presses the power button (after the move, if there is one). `--kill-at` ends the
 //! VMM once the guest has printed TEXT (after both), which is a good end for a guest that knows no other.
+//! Each `--disk` is one more disk, and there is entropy always.
 //!
 //! The guest's serial output goes to standard output; afterwards one line on standard error says how long it took and
 //! how the guest ended. Finds `dwcp-vmm` beside itself or one directory up. Needs `/dev/kvm` and a writable `/tmp`.
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use dwcp_memory::MemorySize;
-use dwcp_vmm::config::{Boot, VmConfig};
+use dwcp_vmm::config::{Boot, Device, DiskFormat, DiskLimits, VmConfig};
 use dwcp_vmm::spawn::{GuestFiles, Plan, Spawned, spawn};
 
 /// A guest that has not ended by itself after this long is ended.
@@ -34,6 +35,30 @@ struct Arguments {
     move_at: Option<String>,
     press_at: Option<String>,
     kill_at: Option<String>,
+    disks: Vec<PathBuf>,
+}
+
+impl Arguments {
+    fn devices(&self) -> Vec<Device> {
+        let disk = |number| Device::Block {
+            id: format!("disk-{number}"),
+            read_only: false,
+            chain: vec![DiskFormat::Raw],
+            queues: 1,
+            limits: DiskLimits::default(),
+        };
+        let disks = (0..self.disks.len()).map(disk);
+        std::iter::once(Device::Rng).chain(disks).collect()
+    }
+
+    fn disks(&self) -> Result<Vec<OwnedFd>> {
+        let open = |path: &PathBuf| {
+            let file = File::options().read(true).write(true).open(path);
+            let file = file.with_context(|| path.display().to_string())?;
+            Ok(OwnedFd::from(file))
+        };
+        self.disks.iter().map(open).collect()
+    }
 }
 
 fn main() -> ExitCode {
@@ -108,6 +133,7 @@ fn start(
         vcpus: arguments.vcpus,
         memory_bytes: arguments.memory.bytes(),
         boot,
+        devices: arguments.devices(),
     };
     spawn(Plan {
         program: &program()?,
@@ -115,6 +141,7 @@ fn start(
         config: &config,
         guest,
         kernel,
+        devices: arguments.disks()?,
     })
     .context("The VMM could not be started")
 }
@@ -155,7 +182,7 @@ fn parse() -> Result<Arguments> {
     let mut words = std::env::args().skip(1);
     let kernel = words.next().context(
         "Usage: boot-once KERNEL [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--vcpus N] [--move-at TEXT] [--press-at TEXT] \
-         [--kill-at TEXT]",
+         [--kill-at TEXT] [--disk FILE …]",
     )?;
     let mut arguments = Arguments {
         kernel: kernel.into(),
@@ -166,6 +193,7 @@ fn parse() -> Result<Arguments> {
         move_at: None,
         press_at: None,
         kill_at: None,
+        disks: Vec::new(),
     };
     while let Some(word) = words.next() {
         let value = words
@@ -178,6 +206,7 @@ fn parse() -> Result<Arguments> {
             "--move-at" if !value.is_empty() => arguments.move_at = Some(value),
             "--press-at" if !value.is_empty() => arguments.press_at = Some(value),
             "--kill-at" if !value.is_empty() => arguments.kill_at = Some(value),
+            "--disk" => arguments.disks.push(value.into()),
             "--vcpus" => arguments.vcpus = value.parse()?,
             _ => bail!("{word} is unknown"),
         }

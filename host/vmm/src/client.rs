@@ -112,6 +112,12 @@ impl VmmClient {
         self.done(&Request::DirtyStop, None)
     }
 
+    /// Has a device look whether what it stands on has changed.
+    pub fn refresh(&mut self, device: &str) -> Result<(), ClientError> {
+        let device = device.to_owned();
+        self.done(&Request::Refresh { device }, None)
+    }
+
     /// The device state of the paused VM: a sealed memfd and its length in bytes.
     pub fn save(&mut self) -> Result<(OwnedFd, u64), ClientError> {
         match self.ask(&Request::Save, None)? {

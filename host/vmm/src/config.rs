@@ -2,6 +2,8 @@
 //!
 //! Everything else (kernel, memory, sockets) comes as descriptors; a configuration never names a file.
 
+use std::num::NonZeroU64;
+
 use dwcp_memory::MemorySize;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +11,18 @@ use serde::{Deserialize, Serialize};
 pub const VCPUS_MAX: u8 = 32;
 /// Least memory of a VM, in bytes (16 MiB).
 pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
+/// Most virtio devices of a VM.
+pub const DEVICES_MAX: usize = crate::devices::FUNCTIONS_MAX;
+/// Longest name of a disk, in bytes, as virtio has it.
+pub const DISK_ID_BYTES_MAX: usize = 20;
+/// Most files of a disk.
+pub const CHAIN_FILES_MAX: usize = 8;
+/// Most queues of a disk.
+pub const DISK_QUEUES_MAX: u16 = 8;
+/// Least payload of a card's frames, as IPv4 needs it.
+pub const MTU_MIN: u16 = 576;
+/// Longest payload of a card's frames.
+pub const MTU_MAX: u16 = 9000;
 /// Longest kernel command line, in bytes, without what the VMM appends.
 pub const CMDLINE_BYTES_MAX: usize = 1536;
 /// Longest configuration, in bytes.
@@ -26,6 +40,134 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// Where the first instruction comes from.
     pub boot: Boot,
+    /// Virtio devices, in the order of their slots on the PCI bus. The same on both sides of a migration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+}
+
+/// A virtio device. Those that need a descriptor get it after the kernel and the initrd, in the order of the devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Device {
+    /// Entropy of the host.
+    Rng,
+    /// A disk; one descriptor for each file of its chain, open for reading, the topmost for writing too unless the disk
+    /// is read-only.
+    Block {
+        /// By what the guest knows it: 1 to [`DISK_ID_BYTES_MAX`] printable ASCII characters.
+        id: String,
+        /// Whether the guest may not change it.
+        #[serde(default)]
+        read_only: bool,
+        /// What its chain of files is, the topmost first; 1 to [`CHAIN_FILES_MAX`]. Only the last may be raw.
+        #[serde(default = "raw", skip_serializing_if = "is_raw")]
+        chain: Vec<DiskFormat>,
+        /// How many queues, 1 to [`DISK_QUEUES_MAX`].
+        #[serde(default = "one")]
+        queues: u16,
+        /// How much the guest may do.
+        #[serde(default)]
+        limits: DiskLimits,
+    },
+    /// A network card; one descriptor, a tap whose frames have a virtio header of 12 bytes. Comes after all disks.
+    Net {
+        /// Its address.
+        mac: MacAddress,
+        /// Longest payload of a frame, [`MTU_MIN`] to [`MTU_MAX`] bytes.
+        #[serde(default = "mtu")]
+        mtu: u16,
+        /// How much may pass, each way.
+        #[serde(default)]
+        limits: NetLimits,
+    },
+}
+
+/// An Ethernet address, written as `52:54:00:12:34:56`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+/// How much may pass a network card in each direction; nothing is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetLimits {
+    /// Frames.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames_per_second: Option<NonZeroU64>,
+    /// Bytes, headers included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+impl std::str::FromStr for MacAddress {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2);
+            let digits = part.and_then(|part| u8::from_str_radix(part, 16).ok());
+            *byte = digits.ok_or(ConfigError::Mac)?;
+        }
+        let is_one_card = bytes[0] & 1 == 0 && bytes != [0; 6];
+        if parts.next().is_some() || !is_one_card {
+            return Err(ConfigError::Mac);
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(MacAddress([a, b, c, d, e, f]): MacAddress) -> Self {
+        format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+fn mtu() -> u16 {
+    1500
+}
+
+/// How a file holds a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+fn raw() -> Vec<DiskFormat> {
+    vec![DiskFormat::Raw]
+}
+
+fn is_raw(chain: &[DiskFormat]) -> bool {
+    chain == [DiskFormat::Raw]
+}
+
+/// How much a guest may do with a disk; nothing is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations_per_second: Option<NonZeroU64>,
+    /// Bytes, both ways together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+fn one() -> u16 {
+    1
 }
 
 /// How a VM begins.
@@ -58,11 +200,61 @@ pub enum ConfigError {
     /// Too little memory, or no multiple of the page size.
     #[error("A VM has at least {MEMORY_BYTES_MIN} bytes of memory, in whole pages, not {0}")]
     Memory(u64),
+    /// More devices than the bus has slots.
+    #[error("A VM has at most {DEVICES_MAX} devices, not {0}")]
+    Devices(usize),
+    /// A disk's name or its number of queues.
+    #[error(
+        "A disk has 1 to {DISK_QUEUES_MAX} queues, and a name of 1 to {DISK_ID_BYTES_MAX} printable ASCII characters"
+    )]
+    Disk,
+    /// A disk's files.
+    #[error(
+        "A disk has a chain of 1 to {CHAIN_FILES_MAX} files, of which only the last may be raw"
+    )]
+    Chain,
+    /// An Ethernet address.
+    #[error(
+        "An Ethernet address is six pairs of hexadecimal digits with colons between, and means one card: 52:54:00:12:34:56"
+    )]
+    Mac,
+    /// The payload of frames.
+    #[error("A network card's frames carry {MTU_MIN} to {MTU_MAX} bytes, not {0}")]
+    Mtu(u16),
+    /// Devices in the wrong order.
+    #[error("A VM's disks come before its network cards")]
+    Order,
     /// The command line is too long or not printable ASCII.
     #[error(
         "The kernel command line must be at most {CMDLINE_BYTES_MAX} printable ASCII characters"
     )]
     Cmdline,
+}
+
+impl Device {
+    fn check(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::Rng => Ok(()),
+            Self::Block {
+                id, queues, chain, ..
+            } => {
+                let is_chain = (1..=CHAIN_FILES_MAX).contains(&chain.len());
+                let mut above = chain.iter().rev().skip(1);
+                if !is_chain || above.any(|format| *format == DiskFormat::Raw) {
+                    return Err(ConfigError::Chain);
+                }
+                let is_named = (1..=DISK_ID_BYTES_MAX).contains(&id.len());
+                let is_plain = id.bytes().all(|byte| byte.is_ascii_graphic());
+                let has_queues = (1..=DISK_QUEUES_MAX).contains(queues);
+                let fits = is_named && is_plain && has_queues;
+                fits.then_some(()).ok_or(ConfigError::Disk)
+            }
+            Self::Net { mtu, .. } => {
+                let fits = (MTU_MIN..=MTU_MAX).contains(mtu);
+                fits.then_some(()).ok_or(ConfigError::Mtu(*mtu))
+            }
+        }
+    }
 }
 
 impl VmConfig {
@@ -83,6 +275,21 @@ impl VmConfig {
             return Err(ConfigError::Vcpus(self.vcpus));
         }
         self.memory_size()?;
+        if self.devices.len() > DEVICES_MAX {
+            return Err(ConfigError::Devices(self.devices.len()));
+        }
+        self.devices.iter().try_for_each(Device::check)?;
+        let mut is_card = self.devices.iter().map(|d| matches!(d, Device::Net { .. }));
+        let mut is_disk = self
+            .devices
+            .iter()
+            .rev()
+            .map(|d| matches!(d, Device::Block { .. }));
+        if let (Some(first), Some(last)) = (is_card.position(|is| is), is_disk.position(|is| is))
+            && first + last + 1 < self.devices.len()
+        {
+            return Err(ConfigError::Order);
+        }
         if let Boot::Fresh { cmdline, .. } = &self.boot {
             let printable = |c: u8| (b' '..=b'~').contains(&c);
             if cmdline.len() > CMDLINE_BYTES_MAX || !cmdline.bytes().all(printable) {

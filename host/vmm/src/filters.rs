@@ -1,7 +1,7 @@
 //! Which system calls each kind of thread keeps.
 //!
-//! A vCPU's thread runs the guest, sets interrupt lines and wakes the event loop; it can neither open nor receive
-//! anything. The event loop serves its socket and consoles, and makes memfds for device states. No thread can start
+//! A vCPU's thread runs the guest, sets interrupt lines and wakes the event loop and devices; it can neither open nor
+//! receive anything. A device's thread waits, reads events, sends interrupts, and does what its device is for. The event loop serves its socket and consoles, and makes memfds for device states. No thread can start
 //! another, open a file, or make executable memory. Everything else ends the process, and its last words name the call.
 
 use std::os::fd::AsRawFd;
@@ -36,7 +36,7 @@ mod ioctl {
     use kvm_bindings as kvm;
 
     /// What a vCPU's thread asks of KVM.
-    pub const VCPU: [u32; 25] = [
+    pub const VCPU: [u32; 26] = [
         none(0x80), // run
         from_kernel::<kvm::kvm_regs>(0x81),
         to_kernel::<kvm::kvm_regs>(0x82),
@@ -62,18 +62,24 @@ mod ioctl {
         none(0xad), // tell the guest that it stood still
         SEND_MESSAGE,
         ROUTE,
+        HEAR,
     ];
 
     /// What the event loop asks of KVM.
-    pub const MACHINE: [u32; 6] = [
+    pub const MACHINE: [u32; 7] = [
         SEND_MESSAGE,
         ROUTE,
+        HEAR,
         to_kernel::<kvm::kvm_dirty_log>(0x42),
         to_kernel::<kvm::kvm_userspace_memory_region>(0x46),
         to_kernel::<kvm::kvm_clock_data>(0x7b),
         from_kernel::<kvm::kvm_clock_data>(0x7c),
     ];
 
+    /// What a device's thread asks of KVM.
+    pub const DEVICE: [u32; 1] = [SEND_MESSAGE];
+
+    const HEAR: u32 = to_kernel::<kvm::kvm_ioeventfd>(0x79);
     const SEND_MESSAGE: u32 = to_kernel::<kvm::kvm_msi>(0xa5);
     const ROUTE: u32 = to_kernel::<kvm::kvm_irq_routing>(0x6a);
 }
@@ -90,6 +96,15 @@ pub fn confine_vcpu(
         let fd = event.as_raw_fd() as u32;
         rules.push(allow(libc::SYS_write).when(Condition::IntIs(0, fd)));
     }
+    confine(last_words, &rules, Scope::ThisThread)
+}
+
+/// Gives up everything that a device's thread does not need; `own` is what only this kind of device does.
+pub fn confine_device(last_words: LastWords, own: Vec<Rule>) -> Result<(), ConfineError> {
+    let mut rules = common_rules();
+    rules.extend(ioctls(&ioctl::DEVICE));
+    rules.extend([libc::SYS_poll, libc::SYS_read].map(allow));
+    rules.extend(own);
     confine(last_words, &rules, Scope::ThisThread)
 }
 

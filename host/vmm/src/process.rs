@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use dwcp_jail::{Inheritance, Kind, inherit};
 
-use crate::config::{Boot, ConfigError, VmConfig};
+use crate::config::{Boot, ConfigError, Device, DiskFormat, VmConfig};
+use crate::devices::{Backend, Block, ChainDisk, Disk, Net, RawDisk, Rng};
 use crate::end::GuestEnd;
 use crate::filters;
 use crate::machine::{BuildError, Machine, Parts};
@@ -23,6 +24,10 @@ enum StartError {
     Config(#[from] ConfigError),
     #[error("Descriptor {number}, {name}, is missing: this program is started by dwcp-launch")]
     Missing { number: usize, name: &'static str },
+    #[error("A disk cannot be used")]
+    Disk(#[source] std::io::Error),
+    #[error("A tap cannot be used")]
+    Tap(#[source] std::io::Error),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
@@ -77,13 +82,56 @@ fn start(inheritance: Inheritance) -> Result<Server, StartError> {
         }
         Boot::Incoming => None,
     };
-    let mut machine = Machine::build(config, parts, inheritance.last_words)?;
+    let backends = backends(&config, &mut given)?;
+    let mut machine = Machine::build(config, parts, backends, inheritance.last_words)?;
     // From here on what is read was made by somebody else.
     filters::confine_event_loop(inheritance.last_words)?;
     if let Some((kernel, initrd)) = files {
         machine.load_kernel(kernel, initrd)?;
     }
     Ok(Server::new(machine, listener, log))
+}
+
+/// What each device of the VM is.
+fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>>, StartError> {
+    let mut make = |device: &Device| -> Result<Box<dyn Backend>, StartError> {
+        Ok(match device {
+            Device::Rng => Box::new(Rng),
+            Device::Block {
+                id,
+                read_only,
+                chain,
+                queues,
+                limits,
+            } => {
+                let disk = disk(chain, *read_only, given)?;
+                Box::new(Block::new(disk, id, *read_only, *queues, *limits))
+            }
+            Device::Net { mac, mtu, limits } => {
+                let tap = given.next("a tap")?;
+                Box::new(Net::new(tap, *mac, *mtu, *limits).map_err(StartError::Tap)?)
+            }
+        })
+    };
+    config.devices.iter().map(&mut make).collect()
+}
+
+/// A disk over its files.
+fn disk(
+    chain: &[DiskFormat],
+    is_read_only: bool,
+    given: &mut Given,
+) -> Result<Box<dyn Disk>, StartError> {
+    if let [DiskFormat::Raw] = chain {
+        let disk = RawDisk::new(given.next("a disk")?);
+        return Ok(Box::new(disk.map_err(StartError::Disk)?));
+    }
+    let files = chain
+        .iter()
+        .map(|format| Ok((*format, given.next("a disk")?)))
+        .collect::<Result<Vec<_>, StartError>>()?;
+    let disk = ChainDisk::open(files, is_read_only).map_err(StartError::Disk)?;
+    Ok(Box::new(disk))
 }
 
 /// The inherited descriptors, taken in order.

@@ -57,6 +57,11 @@ pub enum Request {
     },
     /// Attaches to the serial console; the reply carries one end of a socket pair of raw bytes, scrollback first.
     Console,
+    /// What a device stands on has changed: a disk has another size.
+    Refresh {
+        /// Its name in the status.
+        device: String,
+    },
     /// Begins to log which pages change, and marks every page that is there: its consumer has none of them.
     DirtyStart,
     /// Adds what changed since the last harvest to the shared bitmap.
@@ -133,4 +138,25 @@ pub struct Status {
     pub exits: Vec<u64>,
     /// Bytes that the guest wrote to its serial port so far.
     pub serial_bytes: u64,
+    /// Its virtio devices, in the order of the configuration.
+    #[serde(default)]
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// What a device did so far, and how it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceStatus {
+    /// What it is, and its slot on the bus: `block-2`.
+    pub name: String,
+    /// Requests that it served.
+    pub operations: u64,
+    /// Bytes that it took from the guest.
+    pub read_bytes: u64,
+    /// Bytes that it gave to the guest.
+    pub written_bytes: u64,
+    /// Requests that failed, and breaks of the specification by the guest's driver.
+    pub errors: u64,
+    /// Whether it waits for its driver to reset it, because the driver broke the specification.
+    pub needs_reset: bool,
 }

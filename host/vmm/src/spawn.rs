@@ -51,6 +51,8 @@ pub struct Plan<'a> {
     pub guest: &'a GuestFiles,
     /// Kernel and initrd for a fresh boot.
     pub kernel: Option<(File, Option<File>)>,
+    /// What the devices of the VM need, in their order.
+    pub devices: Vec<OwnedFd>,
 }
 
 /// A VMM that was started. Killed when dropped.
@@ -94,6 +96,7 @@ pub fn spawn(plan: Plan<'_>) -> std::io::Result<Spawned> {
         descriptors.push(kernel.into());
         descriptors.extend(initrd.map(OwnedFd::from));
     }
+    descriptors.extend(plan.devices);
     let json = serde_json::to_vec(plan.config)?;
     let (handover, words) = Handover::new(&json, descriptors).map_err(std::io::Error::other)?;
     let mut command = Command::new(plan.program);

@@ -48,6 +48,7 @@ fn messages_have_the_form_that_is_agreed_on() {
         memory_bytes: 1 << 25,
         exits: vec![5],
         serial_bytes: 6,
+        devices: Vec::new(),
     };
     let replies = [
         (
@@ -61,7 +62,7 @@ fn messages_have_the_form_that_is_agreed_on() {
         (
             Reply::Status(status),
             json!({"status": {"phase": "paused", "epoch": 3, "vcpus": 1, "memory_bytes": 33_554_432,
-                "exits": [5], "serial_bytes": 6}}),
+                "exits": [5], "serial_bytes": 6, "devices": []}}),
         ),
         (
             Reply::Refused {

@@ -187,11 +187,16 @@ fn free_subnet() -> anyhow::Result<u8> {
         .context("No management address is free on this machine")
 }
 
-/// A pair of interfaces between this namespace and a host's, over which its API is reached. It goes with the namespace.
-fn connect(run: &RunId, namespace: &Namespace, subnet: u8, side: u8) -> anyhow::Result<()> {
+/// The end outside of a host's management interface; at most 15 characters, as the kernel wants it.
+pub(crate) fn outside_interface(run: &RunId, side: u8) -> String {
     let short = run.as_str().replace('-', "");
     let short = &short[..short.len().min(10)];
-    let outside = format!("dw{short}{}", ["l", "r"][usize::from(side)]);
+    format!("dw{short}{}", if side == 0 { "l" } else { "r" })
+}
+
+/// A pair of interfaces between this namespace and a host's, over which its API is reached. It goes with the namespace.
+fn connect(run: &RunId, namespace: &Namespace, subnet: u8, side: u8) -> anyhow::Result<()> {
+    let outside = outside_interface(run, side);
     let inside = "api0";
     ip(&[
         "link",

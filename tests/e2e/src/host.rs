@@ -34,15 +34,26 @@ pub struct HostOptions {
     pub steps: Option<PathBuf>,
 }
 
+/// A program of a host, which ends with its holder: also where a start is given up half-way.
+#[derive(Debug)]
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        end(&mut self.0);
+    }
+}
+
 /// A host.
 #[derive(Debug)]
 pub struct TestHost {
+    // Dropped in this order: the daemon before the launcher, both before their namespace.
+    daemon: Option<Program>,
+    launcher: Option<Program>,
     options: HostOptions,
     dir: PathBuf,
     programs: Programs,
     namespace: Namespace,
-    launcher: Child,
-    daemon: Option<Child>,
     client: Client,
 }
 
@@ -73,6 +84,7 @@ impl TestHost {
             .stdout(Stdio::null())
             .stderr(log(&dir.join("launcher.log"))?)
             .spawn()
+            .map(Program)
             .context("The launcher does not start")?;
         let deadline = Instant::now() + COMES_UP;
         while dwcp_launch::Client::connect(&dir.join("launch.sock")).is_err() {
@@ -91,7 +103,7 @@ impl TestHost {
             dir,
             programs: programs.clone(),
             namespace,
-            launcher,
+            launcher: Some(launcher),
             daemon: Some(daemon),
             client,
         })
@@ -147,8 +159,8 @@ impl TestHost {
     /// Kills the daemon as a crash would (SIGKILL). Machines and launcher go on.
     pub fn kill_daemon(&mut self) -> anyhow::Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
-            daemon.kill()?;
-            daemon.wait()?;
+            daemon.0.kill()?;
+            daemon.0.wait()?;
         }
         Ok(())
     }
@@ -163,21 +175,17 @@ impl TestHost {
 
     /// Ends daemon and launcher; the launcher ends its children.
     pub fn stop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            end(&mut daemon);
-        }
-        end(&mut self.launcher);
+        drop(self.daemon.take());
+        drop(self.launcher.take());
     }
 }
 
-impl Drop for TestHost {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// SIGTERM, then SIGKILL to a program that does not end.
+/// SIGTERM, then SIGKILL to a program that does not end. Done also when it has ended.
 pub(crate) fn end(child: &mut Child) {
+    // One that was waited for has an id no more: somebody else may have it.
+    if let Ok(Some(_)) = child.try_wait() {
+        return;
+    }
     let pid = Pid::from_raw(child.id() as i32);
     let _ = kill(pid, Signal::SIGTERM);
     let deadline = Instant::now() + Duration::from_secs(15);
@@ -253,7 +261,7 @@ fn start_daemon(
     namespace: &Namespace,
     dir: &Path,
     options: &HostOptions,
-) -> anyhow::Result<(Child, Profile)> {
+) -> anyhow::Result<(Program, Profile)> {
     let mut command = namespace.command(programs.path("dwcpd"))?;
     command
         .arg("--config")
@@ -266,8 +274,11 @@ fn start_daemon(
     if let Some(steps) = &options.steps {
         command.env("DWCP_STEPS", steps);
     }
-    let mut daemon = command.spawn().context("dwcpd does not start")?;
-    let out = daemon.stdout.take().context("dwcpd has an output")?;
+    let mut daemon = command
+        .spawn()
+        .map(Program)
+        .context("dwcpd does not start")?;
+    let out = daemon.0.stdout.take().context("dwcpd has an output")?;
     let mut lines = BufReader::new(out).lines();
     let mut up = false;
     for line in lines.by_ref() {
@@ -277,7 +288,7 @@ fn start_daemon(
         }
     }
     if !up {
-        let _ = daemon.wait();
+        drop(daemon);
         let log = fs::read_to_string(dir.join("dwcpd.log")).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(5).collect();
         bail!(

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use dwcp_e2e::bed::{Bed, BedOptions};
+use dwcp_e2e::memory_check::whole_pass;
 use dwcp_e2e::programs::Programs;
 use dwcp_e2e::steps::Steps;
+use dwcp_e2e::traces::Traces;
 use dwcp_guest::Tick;
 use dwcp_launch::protocol::ChildKind;
 use dwcp_sdk::types::{MigrateRequest, Vm, VmCreate, VmPhase};
@@ -25,6 +27,7 @@ use dwcp_wan::{Queue, Settings};
 
 const PROJECT: &str = "default";
 const NAME: &str = "prey";
+const FILL_MIB: u32 = 8;
 /// The one deadline: how long anything may take to come to rest. Generous; nothing is measured with it.
 const REST: Duration = Duration::from_secs(180);
 
@@ -97,7 +100,7 @@ fn applies(step: &str, harm: Harm) -> bool {
     }
 }
 
-/// Every harm at every step, shuffled; the long cuts where they matter most come once each.
+/// Every harm at every step, shuffled; the long cuts come once each, where they matter most, somewhere among the others.
 fn plan(seed: u64, count: usize) -> Vec<(usize, &'static str, Harm)> {
     let mut random = Random(seed | 1);
     let mut all: Vec<_> = STEPS
@@ -115,7 +118,10 @@ fn plan(seed: u64, count: usize) -> Vec<(usize, &'static str, Harm)> {
     ];
     let rest = count.saturating_sub(cuts.len());
     let mut plan: Vec<_> = all.iter().copied().cycle().take(rest).collect();
-    plan.extend(cuts);
+    for cut in cuts {
+        let place = random.next() % (plan.len() as u64 + 1);
+        plan.insert(place as usize, cut);
+    }
     plan
 }
 
@@ -166,6 +172,7 @@ impl Drop for Watcher {
 struct Prey {
     bed: Bed,
     steps: [Steps; 2],
+    traces: Traces,
     vm: String,
 }
 
@@ -191,14 +198,20 @@ impl Prey {
         let image = client.image_put("guest", dwcp_guest::elf()).await?;
         let request = VmCreate {
             kernel: Some(image.digest),
-            cmdline: Some("fill_mib=8 ws_mib=2 rate=500".into()),
+            cmdline: Some(format!("fill_mib={FILL_MIB} ws_mib=2 rate=500")),
             memory_bytes: Some(32 << 20),
             ..VmCreate::new(NAME)
         };
         let created = client.vm_create(PROJECT, &request).await?;
         client.operation_wait(&created.operation.id).await?;
         let vm = created.vm.id;
-        Ok(Self { bed, steps, vm })
+        let traces = Traces::of(bed.run().clone());
+        Ok(Self {
+            bed,
+            steps,
+            traces,
+            vm,
+        })
     }
 
     /// Which host runs the machine, 0 left or 1 right.
@@ -260,10 +273,16 @@ impl Prey {
                 drop(caught);
             }
             Harm::Blink => {
+                let before = self.lost()?;
                 self.bed.link()?.cut()?;
                 drop(caught);
-                // Long enough that something is lost, short enough that TCP gets over it.
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                // Until something is lost: hosts ask each other how they are, if nothing else is to be said. TCP gets
+                // over that.
+                let deadline = Instant::now() + REST;
+                while self.lost()? == before {
+                    ensure!(Instant::now() < deadline, "A cut link loses nothing");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 self.bed.link()?.restore()?;
             }
             Harm::Cut => {
@@ -276,6 +295,12 @@ impl Prey {
             }
         }
         self.comes_to_rest(source, harm).await
+    }
+
+    /// Packets that cuts of the link have cost so far.
+    fn lost(&mut self) -> anyhow::Result<u64> {
+        let stats = self.bed.link()?.stats()?;
+        Ok(stats.left_to_right.dropped_cut + stats.right_to_left.dropped_cut)
     }
 
     fn kill_child(&self, side: usize, kind: ChildKind) -> anyhow::Result<()> {
@@ -345,6 +370,21 @@ impl Prey {
         })
     }
 
+    /// Directories of machines that their host has no record of.
+    async fn strays(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut strays = Vec::new();
+        for host in [self.bed.left(), self.bed.right()] {
+            let known = host.client().vm_list(PROJECT).first(100).await?;
+            for entry in std::fs::read_dir(host.dir().join("state/vms"))? {
+                let entry = entry?;
+                if !known.iter().any(|vm| *vm.id == *entry.file_name()) {
+                    strays.push(entry.path());
+                }
+            }
+        }
+        Ok(strays)
+    }
+
     async fn migrations_ended(&self) -> bool {
         for host in [self.bed.left(), self.bed.right()] {
             match host.client().migration_list(PROJECT).first(5).await {
@@ -369,7 +409,7 @@ impl Prey {
             );
             if let (Some(first), Some(last)) = (ticks.first(), ticks.last())
                 && last.tick > first.tick
-                && last.checked > first.checked
+                && whole_pass(first, last, FILL_MIB)
             {
                 return Ok(());
             }
@@ -381,23 +421,41 @@ impl Prey {
         }
     }
 
-    /// One VMM on one side, and no mover anywhere.
-    async fn nothing_left(&self, runner: usize, deadline: Instant) -> anyhow::Result<()> {
+    /// One VMM on one side, no mover anywhere, and no machine's directory that no record names.
+    async fn nothing_left(&mut self, runner: usize, deadline: Instant) -> anyhow::Result<()> {
+        self.traces.note();
         loop {
             let there = [self.bed.left().children()?, self.bed.right().children()?];
             let good = there[runner].len() == 1
                 && there[runner][0].is_running()
                 && there[1 - runner].is_empty();
-            if good {
+            let strays = self.strays().await?;
+            if good && strays.is_empty() {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < deadline,
-                "Processes are left behind: {there:?}"
+                "Left behind: processes {there:?}, directories {strays:?}"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// Every harm appears in its place, and a seed says where.
+#[test]
+fn a_plan_is_the_seeds() {
+    let cuts = |plan: &[(usize, &'static str, Harm)]| -> Vec<usize> {
+        let is_cut =
+            |(n, fault): (usize, &(usize, &str, Harm))| (fault.2 == Harm::Cut).then_some(n);
+        plan.iter().enumerate().filter_map(is_cut).collect()
+    };
+    assert_eq!(plan(7, 52), plan(7, 52));
+    assert_ne!(plan(7, 52), plan(8, 52));
+    assert_eq!(plan(7, 52).len(), 52);
+    let places: Vec<_> = (1..20).map(|seed| cuts(&plan(seed, 52))).collect();
+    assert!(places.iter().all(|cuts| cuts.len() == 3));
+    assert!(places.iter().any(|cuts| cuts[0] < 26), "{places:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -455,4 +513,15 @@ async fn a_machine_is_never_lost_and_never_runs_twice() {
     let looks = watcher.looks.load(Ordering::Relaxed);
     println!("looked {looks} times for two runners, and saw none");
     assert!(looks > 0);
+    let Prey {
+        bed, mut traces, ..
+    } = prey;
+    traces.note();
+    assert!(
+        traces.launchers() == 2 && traces.children() > 0,
+        "{traces:?}"
+    );
+    drop(watcher);
+    drop(bed);
+    traces.gone().unwrap();
 }

@@ -60,6 +60,11 @@ fn linux_boots_is_moved_hears_its_button_and_powers_off() {
     let host = said.after(outer, "OUTER has KVM");
     let inner = said.after(host, &format!("INNER up: 2 CPUs, Linux {release}"));
 
+    // It finds its devices: the disk keeps what it writes, and there is entropy.
+    let wrote = said.after(inner, "INNER wrote ");
+    let disk = said.after(wrote, "INNER disk of 8192 sectors, named disk-0");
+    let inner = said.after(disk, "INNER entropy: 256 bytes");
+
     // It is moved, and goes on in the other process.
     let ready = said.after(inner, "INNER ready to be moved");
     let moved = said.after(ready, "boot-once: moved, ");
@@ -71,6 +76,8 @@ fn linux_boots_is_moved_hears_its_button_and_powers_off() {
     let (before, after) = uptimes(&said.0[clock].text);
     assert!(before < after, "the clock went from {before} to {after}");
     let same = said.after(clock, "INNER memory is the same");
+    let same = said.after(same, "INNER disk is the same");
+    let same = said.after(same, "INNER writes after the move");
     let first = said.after(same, "INNER works on CPU 0");
     let second = said.after(first, "INNER works on CPU 1");
     let clean = said.after(second, "INNER log is clean");
@@ -78,6 +85,10 @@ fn linux_boots_is_moved_hears_its_button_and_powers_off() {
     // It powers off, which is how the VMM says that it ended.
     let off = said.after(clean, "boot-once: guest: power-off");
     let ended = said.after(off, "OUTER boot-once ended with 0");
+
+    // What the guest wrote is what the host finds.
+    let sum = said.0[wrote].text.rsplit(' ').next().unwrap();
+    said.after(ended, &format!("OUTER finds {sum}"));
 
     // The demonstration's worker finds its memory as it wrote it, before it is moved and afterwards.
     let filled = said.after(ended, "guest: filled 4 MiB");
@@ -167,5 +178,18 @@ fn inner(needs: &Needs) -> anyhow::Result<Vec<u8>> {
     archive.program("init", include_bytes!("nested/inner-init.sh"));
     archive.program("bin/busybox", &needs.busybox);
     archive.program("button.ko", &needs.module("drivers/acpi/button.ko")?);
+    archive.directory("modules");
+    for (name, path) in [
+        ("virtio", "virtio/virtio.ko"),
+        ("virtio_ring", "virtio/virtio_ring.ko"),
+        ("virtio_pci_modern_dev", "virtio/virtio_pci_modern_dev.ko"),
+        ("virtio_pci_legacy_dev", "virtio/virtio_pci_legacy_dev.ko"),
+        ("virtio_pci", "virtio/virtio_pci.ko"),
+        ("virtio_blk", "block/virtio_blk.ko"),
+        ("virtio-rng", "char/hw_random/virtio-rng.ko"),
+    ] {
+        let module = needs.module(&format!("drivers/{path}"))?;
+        archive.program(&format!("modules/{name}.ko"), &module);
+    }
     Ok(archive.finish())
 }

@@ -1,12 +1,19 @@
 //! Where things lie, and the one place that makes references to them out of addresses.
 //!
-//! 2 MiB: this program; 4 MiB: one sum per page of the fill; 64 MiB (16 MiB in a small machine): the fill.
+//! 2 MiB: this program; 4 MiB: one sum per page of the fill; 10 MiB: what devices read and write; 64 MiB (16 MiB in a
+//! small machine): the fill; above it: spare.
+
+use core::ops::Range;
 
 use crate::fill::Page;
 use crate::params::Params;
 
 const SUMS_START: u64 = 4 << 20;
-const SUMS_END: u64 = 16 << 20;
+const SUMS_END: u64 = DEVICES_START;
+/// Where memory for devices begins.
+pub const DEVICES_START: u64 = 10 << 20;
+/// Where it ends.
+pub const DEVICES_END: u64 = 16 << 20;
 const FILL_STARTS: [u64; 2] = [64 << 20, 16 << 20];
 const PAGE_BYTES: u64 = 4096;
 const RAM: u32 = 1;
@@ -17,6 +24,8 @@ pub struct Memory {
     pub pages: &'static mut [Page],
     /// Per page of the fill: 0 if we never wrote it, otherwise its sum, shifted by [`WRITTEN`].
     pub sums: &'static mut [u64],
+    /// Addresses of whole pages of RAM that nobody uses.
+    pub spare: Range<u64>,
 }
 
 /// Added to a stored sum, so that the sum of a written page is not 0.
@@ -103,6 +112,7 @@ impl Memory {
             Some(Self {
                 pages: core::slice::from_raw_parts_mut(start as *mut Page, pages),
                 sums: core::slice::from_raw_parts_mut(SUMS_START as *mut u64, pages),
+                spare: start + fill_bytes..end & !(PAGE_BYTES - 1),
             })
         }
     }

@@ -1,5 +1,8 @@
 //! What the command line asks for. Unknown words are ignored: a VMM may add its own.
 
+use crate::fill::Mix;
+use crate::orders::{Orders, set};
+
 /// The parameters with their defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Params {
@@ -17,8 +20,10 @@ pub struct Params {
     pub tsc_khz: u64,
     /// `exit=reset`: reset at once.
     pub exit: bool,
-    /// `mix=` named something other than `reference`.
-    pub unknown_mix: bool,
+    /// `mix=`: what the fill consists of; `None` if it named something unknown.
+    pub mix: Option<Mix>,
+    /// What is asked of devices.
+    pub orders: Orders,
 }
 
 impl Params {
@@ -32,7 +37,8 @@ impl Params {
             verify: 1,
             tsc_khz: 0,
             exit: false,
-            unknown_mix: false,
+            mix: Some(Mix::Reference),
+            orders: Orders::new(),
         };
         for word in line.split(|byte| *byte == b' ') {
             let Some(equals) = word.iter().position(|byte| *byte == b'=') else {
@@ -47,21 +53,11 @@ impl Params {
                 b"verify" => set(&mut params.verify, value),
                 b"tsc_khz" => set(&mut params.tsc_khz, value),
                 b"exit" => params.exit = value == b"reset",
-                b"mix" => params.unknown_mix = value != b"reference",
-                _ => {}
+                b"mix" => params.mix = Mix::named(value),
+                _ => params.orders.take(key, value),
             }
         }
         params.ws_mib = params.ws_mib.min(params.fill_mib);
         params
-    }
-}
-
-/// Takes a decimal number; leaves the default for anything else.
-fn set(target: &mut u64, value: &[u8]) {
-    let digits = value.iter().all(u8::is_ascii_digit);
-    if digits && !value.is_empty() && value.len() <= 19 {
-        *target = value
-            .iter()
-            .fold(0, |n, digit| n * 10 + u64::from(digit - b'0'));
     }
 }

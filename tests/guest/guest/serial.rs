@@ -1,25 +1,14 @@
 //! The first serial port, polled, and the ports that reset or power off a machine.
 
-use core::arch::asm;
 use core::fmt;
+
+use crate::ports::{in8, out8, out16};
 
 const DATA: u16 = 0x3f8;
 const LINE_STATUS: u16 = 0x3fd;
 const KEYBOARD_CONTROL: u16 = 0x64;
 const RESET_CONTROL: u16 = 0xcf9;
 const POWER_CONTROL: u16 = 0x604;
-
-fn out8(port: u16, value: u8) {
-    // SAFETY: a port write; the permission bitmap allows it and no memory is touched.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
-}
-
-fn in8(port: u16) -> u8 {
-    let value;
-    // SAFETY: a port read; the permission bitmap allows it and no memory is touched.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack)) }
-    value
-}
 
 /// Where `write!` goes.
 pub struct Serial;
@@ -48,10 +37,7 @@ pub fn reset() -> ! {
 
 /// Asks the power management block at its usual place for the soft-off state.
 pub fn power_off() -> ! {
-    // SAFETY: a port write; the permission bitmap allows it and no memory is touched.
-    unsafe {
-        asm!("out dx, ax", in("dx") POWER_CONTROL, in("ax") 0x2000_u16, options(nomem, nostack));
-    }
+    out16(POWER_CONTROL, 0x2000);
     hang()
 }
 

@@ -6,11 +6,12 @@
 use core::fmt::Write;
 
 use crate::check;
-use crate::clock;
-use crate::fill::{PAGE_WORDS, Random, fill_page};
+use crate::clock::{self, Clock, Pace};
+use crate::fill::{Mix, PAGE_WORDS, Random, fill_page};
 use crate::memory::{Memory, WRITTEN};
 use crate::params::Params;
 use crate::serial::{self, Serial};
+use crate::tasks::Services;
 
 /// Commands are looked for this often: a look costs an exit.
 const POLLS_PER_S: u64 = 100;
@@ -22,7 +23,8 @@ pub struct Work {
     memory: Memory,
     params: Params,
     random: Random,
-    hz: u64,
+    clock: Clock,
+    services: Services,
     written: u64,
     checked: u64,
     bad: u64,
@@ -32,45 +34,13 @@ pub struct Work {
     next_check: usize,
 }
 
-/// Something to do every so often; after a standstill it does not catch up by more than one second's worth.
-struct Pace {
-    period: u64,
-    due: u64,
-    hz: u64,
-}
-
-impl Pace {
-    fn new(per_s: u64, hz: u64, now: u64) -> Self {
-        let period = if per_s == 0 {
-            u64::MAX
-        } else {
-            (hz / per_s).max(1)
-        };
-        Self {
-            period,
-            due: now.saturating_add(period),
-            hz,
-        }
-    }
-
-    fn is_due(&mut self, now: u64) -> bool {
-        if now < self.due {
-            return false;
-        }
-        self.due = self
-            .due
-            .max(now.saturating_sub(self.hz))
-            .saturating_add(self.period);
-        true
-    }
-}
-
 impl Work {
     /// Fills memory.
-    pub fn prepare(memory: Memory, params: Params, khz: u64) -> Self {
+    pub fn prepare(memory: Memory, params: Params, clock: Clock) -> Self {
         let mut random = Random::new(params.seed);
+        let mix = params.mix.unwrap_or(Mix::Reference);
         for (number, page) in memory.pages.iter_mut().enumerate() {
-            if fill_page(number as u64, page, &mut random) {
+            if fill_page(mix, number as u64, page, &mut random) {
                 memory.sums[number] = check::sum(page).wrapping_add(WRITTEN);
             }
         }
@@ -78,7 +48,8 @@ impl Work {
             memory,
             params,
             random,
-            hz: khz * 1000,
+            clock,
+            services: Services::none(),
             written: 0,
             checked: 0,
             bad: 0,
@@ -89,8 +60,10 @@ impl Work {
         }
     }
 
-    /// Works until told otherwise.
-    pub fn run(mut self) -> ! {
+    /// Works until told otherwise, and lets devices be served beside it.
+    pub fn run(mut self, services: Services) -> ! {
+        self.services = services;
+        let hz = self.clock.ticks_per_s();
         let pages = self.memory.pages.len() as u64;
         let checks = if self.params.verify == 0 {
             0
@@ -98,10 +71,10 @@ impl Work {
             pages.div_ceil(ROUND_S)
         };
         let mut now = clock::now();
-        let mut write = Pace::new(self.params.rate, self.hz, now);
-        let mut check = Pace::new(checks, self.hz, now);
-        let mut poll = Pace::new(POLLS_PER_S, self.hz, now);
-        let mut tell = Pace::new(1, self.hz, now);
+        let mut write = Pace::new(self.params.rate, hz, now);
+        let mut check = Pace::new(checks, hz, now);
+        let mut poll = Pace::new(POLLS_PER_S, hz, now);
+        let mut tell = Pace::new(1, hz, now);
         loop {
             let before = now;
             now = clock::now();
@@ -112,6 +85,7 @@ impl Work {
             if check.is_due(now) {
                 self.check_page();
             }
+            self.services.step(now);
             if poll.is_due(now)
                 && let Some(command) = serial::poll()
             {
@@ -175,13 +149,14 @@ impl Work {
     fn tell(&mut self) {
         self.tick += 1;
         self.gap_ever = self.gap_ever.max(self.gap);
-        let gap_us = self.microseconds(self.gap);
+        let gap_us = self.clock.microseconds(self.gap);
         let _ = writeln!(
             Serial,
             "guest: tick {} pages {} gap_us {gap_us} checked {} bad {}",
             self.tick, self.written, self.checked, self.bad
         );
         self.gap = 0;
+        self.services.tell();
     }
 
     fn obey(&mut self, command: u8) {
@@ -204,7 +179,7 @@ impl Work {
             }
             b'x' => self.corrupt(),
             b'r' => {
-                let longest = self.microseconds(self.gap_ever.max(self.gap));
+                let longest = self.clock.microseconds(self.gap_ever.max(self.gap));
                 let _ = writeln!(Serial, "guest: longest gap_us {longest}");
             }
             _ => {}
@@ -218,9 +193,5 @@ impl Work {
             self.memory.pages[number][0] ^= 1;
             let _ = writeln!(Serial, "guest: corrupted page {number}");
         }
-    }
-
-    fn microseconds(&self, ticks: u64) -> u64 {
-        (u128::from(ticks) * 1_000_000 / u128::from(self.hz.max(1))) as u64
     }
 }

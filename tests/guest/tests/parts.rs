@@ -5,11 +5,15 @@
 mod check;
 #[path = "../guest/fill.rs"]
 mod fill;
+#[path = "../guest/orders.rs"]
+mod orders;
 #[path = "../guest/params.rs"]
 mod params;
 
-use dwcp_guest::Tick;
-use fill::{PAGE_WORDS, Page, Random, fill_page};
+use dwcp_guest::said::{Bench, DiskFound, DiskLoop, DiskRead, DiskStep, RngRead};
+use dwcp_guest::{Tick, pattern};
+use fill::{Mix, PAGE_WORDS, Page, Random, fill_page};
+use orders::{Ending, Orders};
 use params::Params;
 use proptest::prelude::*;
 
@@ -31,12 +35,30 @@ fn the_fill_is_the_reference_to_the_byte() {
         let mut random = Random::new(88_172_645_463_325_252);
         let sum = (0..mib * 256).fold(0xcbf2_9ce4_8422_2325, |sum, number| {
             let mut page = [0; PAGE_WORDS];
-            let is_written = fill_page(number, &mut page, &mut random);
+            let is_written = fill_page(Mix::Reference, number, &mut page, &mut random);
             assert_eq!(is_written, page != [0; PAGE_WORDS]);
             hash(sum, &page)
         });
         assert_eq!((sum, random.next()), (expected, next), "{mib} MiB");
     }
+}
+
+#[test]
+fn the_other_mixes_are_pure() {
+    let fill = |name: &str| -> (bool, Page) {
+        let mut page = [0; PAGE_WORDS];
+        let mix = Mix::named(name.as_bytes()).unwrap();
+        // The reference would leave this page untouched.
+        let written = fill_page(mix, 0, &mut page, &mut Random::new(7));
+        (written, page)
+    };
+    assert_eq!(fill("zero"), (false, [0; PAGE_WORDS]));
+    let (written, text) = fill("text");
+    let ascii = |word: &u64| word.to_le_bytes().is_ascii();
+    assert!(written && text.iter().all(ascii));
+    let (written, random) = fill("random");
+    assert!(written && !random.iter().all(ascii));
+    assert!(Mix::named(b"zeros").is_none());
 }
 
 fn page() -> impl Strategy<Value = Box<Page>> {
@@ -84,6 +106,30 @@ proptest! {
     }
 
     #[test]
+    fn any_part_of_the_pattern_is_the_pattern(seed in any::<u64>(), word in 0..1_u64 << 50, bytes in 0..200_usize, bit in 0..8) {
+        let mut whole = vec![0; bytes + 64];
+        pattern::fill(seed, word * 8, &mut whole);
+        let mut part = vec![0; bytes];
+        pattern::fill(seed, word * 8 + 64, &mut part);
+        prop_assert_eq!(&whole[64..], &part[..]);
+        prop_assert_eq!(pattern::differences(seed, word * 8 + 64, &part), 0);
+        if let Some(last) = part.last_mut() {
+            *last ^= 1_u8 << bit;
+            prop_assert_eq!(pattern::differences(seed, word * 8 + 64, &part), 1);
+        }
+    }
+
+    #[test]
+    fn any_line_is_read(line in "(guest: )?(disk|rng|bench) ?[0-9]?:? ?[a-z0-9 \"]{0,60}") {
+        DiskFound::parse(&line);
+        DiskStep::parse(&line);
+        DiskRead::parse(&line);
+        DiskLoop::parse(&line);
+        RngRead::parse(&line);
+        Bench::parse(&line);
+    }
+
+    #[test]
     fn ticks_are_read_as_they_are_written(tick in any::<[u64; 5]>()) {
         let [tick, pages, gap_us, checked, bad] = tick;
         let line = format!("guest: tick {tick} pages {pages} gap_us {gap_us} checked {checked} bad {bad}\r\n");
@@ -108,8 +154,8 @@ fn parameters_are_taken_and_nonsense_is_not() {
     assert_eq!((params.verify, params.tsc_khz), (2, 2_400_000));
     assert_eq!(params.seed, Params::parse(b"").seed);
     assert!(Params::parse(b"exit=reset").exit && !params.exit);
-    assert!(Params::parse(b"mix=zeros").unknown_mix);
-    assert!(!Params::parse(b"mix=reference").unknown_mix);
+    assert_eq!(Params::parse(b"mix=zeros").mix, None);
+    assert_eq!(Params::parse(b"mix=text").mix, Some(Mix::Text));
 }
 
 #[test]
@@ -121,5 +167,80 @@ fn other_lines_are_no_ticks() {
         "guest: tick 1 pages 2 gap_us 3 checked 4 bad x",
     ] {
         assert_eq!(Tick::parse(line), None, "{line}");
+    }
+}
+
+#[test]
+fn orders_add_up_and_nonsense_is_not_taken() {
+    let orders = |line: &str| Params::parse(line.as_bytes()).orders;
+    assert_eq!(
+        orders("fill_mib=8 disk= disk=eat disk=check:5"),
+        Orders::new()
+    );
+    assert!(!Orders::new().wants_devices());
+    let some = orders("disk=check disk=read:8 disk=loop disk_at_mib=3 rng=64 then=power-off");
+    assert!(some.disk_check && some.disk_loop && some.wants_devices());
+    assert_eq!(
+        (some.disk_read_mib, some.disk_bench_s, some.disk_at_mib),
+        (8, 0, 3)
+    );
+    assert_eq!(some.rng_bytes, 64);
+    assert_eq!(some.then, Some(Ending::PowerOff));
+}
+
+#[test]
+fn what_is_said_of_disks_is_read() {
+    let found = DiskFound::parse(
+        "guest: disk 1: sectors 131072 features 0x120006644 queues 2 read_only 1 id \"a-b\"\r\n",
+    );
+    assert_eq!(
+        found,
+        Some(DiskFound {
+            number: 1,
+            sectors: 131_072,
+            features: 0x1_2000_6644,
+            queues: 2,
+            read_only: true,
+            id: "a-b".to_owned()
+        })
+    );
+    let step = DiskStep::parse("guest: disk 0: beyond ioerr").unwrap();
+    assert_eq!(
+        (step.number, &*step.step, &*step.outcome),
+        (0, "beyond", "ioerr")
+    );
+    let read =
+        DiskRead::parse("guest: disk 0: read bytes 8192 sum 0xff wrong 1 outcome ok").unwrap();
+    assert_eq!(
+        (read.bytes, read.sum, read.wrong, &*read.outcome),
+        (8192, 255, 1, "ok")
+    );
+    let seen = DiskLoop::parse("guest: disk 3: loop transfers 7 bad 0 errors 1 slow_us 900");
+    assert_eq!(
+        seen,
+        Some(DiskLoop {
+            number: 3,
+            transfers: 7,
+            bad: 0,
+            errors: 1,
+            slow_us: 900
+        })
+    );
+    let bench = Bench::parse(
+        "guest: bench disk 0 random-1: operations 500 bytes 2048000 elapsed_us 1000000 median_us 9 p99_us 20 per_s 500 mb_s 2",
+    )
+    .unwrap();
+    assert_eq!(
+        (&*bench.name, bench.operations_per_s(), bench.median_us),
+        ("disk 0 random-1", 500.0, 9)
+    );
+    for line in [
+        "guest: disk 0: sectors 131072 features 0x12",
+        "guest: disk 0: fault: no answer",
+        "guest: disk: no device",
+        "guest: tick 1 pages 2",
+    ] {
+        assert_eq!(DiskFound::parse(line), None, "{line}");
+        assert_eq!(DiskStep::parse(line), None, "{line}");
     }
 }

@@ -39,10 +39,11 @@ async fn list_hosts(State(api): State<Api>, paging: Paging) -> Reply<axum::Json<
 
 /// Introduce another host.
 ///
-/// Answered once it was reached and showed the certificate of this fingerprint; otherwise nothing is kept.
+/// It need not be there yet: it is asked once, and the answer says whether it was reached and showed the certificate of
+/// this fingerprint (`reachable`), and if not, why (`problem`). A host answers only those that it was introduced to.
 #[utoipa::path(post, path = "/v1/hosts", operation_id = "addHost", tag = "hosts",
     request_body = HostAdd,
-    responses((status = 201, description = "It was reached and is known", body = Host,
+    responses((status = 201, description = "It is known", body = Host,
         headers(("ETag" = String, description = "Its revision"), ("Location" = String, description = "Its path")))))]
 async fn add_host(State(api): State<Api>, Caller(who): Caller, Json(host): Json<HostAdd>) -> Reply {
     let host = api.service.host_add(&who, host).await?;

@@ -52,8 +52,9 @@ async fn list_images(State(api): State<Api>, paging: Paging) -> Reply<axum::Json
 
 /// Upload an image.
 ///
-/// The body is the content itself, at most 4 GiB, streamed. The same content is stored once, so a repeated upload is
-/// harmless. With `Content-Digest: sha-256=:BASE64:` (RFC 9530) or `Digest: sha-256=BASE64` it is checked on arrival.
+/// The body is the content itself, at most 64 GiB, streamed. The same content is stored once, so a repeated upload is
+/// harmless. A disk (raw or qcow2) is looked into: the kernel, initial RAM disk and command line that it boots with
+/// are found and stored, and its record says what it is. With `Content-Digest: sha-256=:BASE64:` (RFC 9530) or `Digest: sha-256=BASE64` it is checked on arrival.
 #[utoipa::path(post, path = "/v1/images", operation_id = "putImage", tag = "images",
     params(PutParams,
         ("Content-Digest" = Option<String>, Header, description = "Digest that the content must have, such as `sha-256=:BASE64:`")),

@@ -54,9 +54,7 @@ impl Service for Fake {
         found(&self.state().hosts, "host", name.as_str())
     }
     async fn host_add(&self, who: &Principal, host: HostAdd) -> Answer<Versioned<Host>> {
-        if host.address.starts_with("192.0.2.99") {
-            return refuse(FaultKind::Unavailable, "The host did not answer");
-        }
+        let answers = !host.address.starts_with("192.0.2.99");
         let key = host.name.to_string();
         if self.state().hosts.contains_key(&key) {
             return refuse(FaultKind::Conflict, "A host of this name is known already");
@@ -67,8 +65,9 @@ impl Service for Fake {
             address: host.address,
             fingerprint: host.fingerprint,
             this: false,
-            reachable: true,
-            rtt_ms: Some(100.25),
+            reachable: answers,
+            problem: (!answers).then(|| "no answer within 2 s".into()),
+            rtt_ms: answers.then_some(100.25),
             capacity: None,
         };
         let added = self.state().versioned(added);
@@ -116,6 +115,7 @@ impl Service for Fake {
             );
         }
         let image = Image {
+            disk: None,
             digest: digest.clone(),
             size_bytes,
             label: label.into(),
@@ -176,12 +176,14 @@ impl Service for Fake {
             );
         }
         let object = object_of(project, &request.name);
-        let bound =
-            self.state().bindings.iter().any(|binding| {
-                binding.action == "vm.create" && binding.mode == BindingMode::Enforce
-            });
+        let bound = |mode: BindingMode| {
+            let bindings = &self.state().bindings;
+            bindings
+                .iter()
+                .any(|b| b.action == "vm.create" && b.mode == mode)
+        };
         let missing = sample::missing_tags(&request.tags);
-        if bound && !missing.is_empty() {
+        if bound(BindingMode::Enforce) && !missing.is_empty() {
             self.record_decision("policy", &object, false);
             return Err(Fault {
                 kind: FaultKind::Denied,
@@ -196,7 +198,11 @@ impl Service for Fake {
         let decision = self.record_decision("placement", &object, false);
         let vm = self.set_vm(sample::vm(project, &request, &decision));
         self.happened(&who.name, "vm.created", &object, "It was placed on left");
-        Ok((vm, self.simple("vm.start", &object)))
+        let mut operation = self.simple("vm.start", &object);
+        if bound(BindingMode::Warn) {
+            operation.warnings = missing;
+        }
+        Ok((vm, operation))
     }
     async fn vm_start(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
         self.turn(project, name, Desired::Running)?;

@@ -1,15 +1,16 @@
-//! The ACPI tables: processors and interrupts (MADT), power management (FADT), soft-off and the serial port (DSDT).
+//! The ACPI tables: processors and interrupts (MADT), power management (FADT), soft-off, the serial port and PCI (DSDT).
 //!
 //! Ports follow what QEMU's q35 machine has, soft-off included (`0x2000` to port 0x604), so that a small kernel without
 //! ACPI can power off too. Source: ACPI specification 6.5, chapters 5 and 19.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -17,7 +18,9 @@ use dwcp_memory::GuestMemory;
 use dwcp_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::place;
-use crate::devices::{IO_APIC_ADDRESS, SERIAL_LINE, SERIAL_PORT};
+use crate::devices::{
+    CONFIG_ADDRESS_PORT, IO_APIC_ADDRESS, SERIAL_LINE, SERIAL_PORT, SPACE_LAST, SPACE_START,
+};
 
 /// Status (2 bytes) and enable (2 bytes) of fixed power events.
 pub const PM1_EVENT_PORT: u16 = 0x600;
@@ -90,7 +93,20 @@ fn dsdt() -> Sdt {
     let serial = Device::new("COM1".into(), vec![&hid, &uid, &resources]);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, 1);
     dsdt.append_slice(&bytes(&Name::new("_S5_".into(), &off)));
-    dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), vec![&serial])));
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
+    let buses = AddressSpace::new_bus_number(0u16, 0u16);
+    let ports = IO::new(CONFIG_ADDRESS_PORT, CONFIG_ADDRESS_PORT, 1, 8);
+    let windows = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        SPACE_START,
+        SPACE_LAST,
+        None,
+    );
+    let resources = ResourceTemplate::new(vec![&buses, &ports, &windows]);
+    let resources = Name::new("_CRS".into(), &resources);
+    let pci = Device::new("PCI0".into(), vec![&hid, &uid, &resources]);
+    dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), vec![&serial, &pci])));
     dsdt
 }
 
@@ -108,7 +124,7 @@ fn fadt(facs: GuestAddress, dsdt: GuestAddress) -> acpi_tables::fadt::FADT {
     fadt.pm1_cnt_len = 2;
     fadt.iapc_boot_arch = BOOT_ARCHITECTURE.into();
     fadt.reset_reg = GAS::new(
-        AddressSpace::SystemIo,
+        Space::SystemIo,
         8,
         0,
         AccessSize::ByteAccess,

@@ -5,20 +5,27 @@
 
 mod console;
 mod ioapic;
+mod pci;
 mod power;
 mod serial;
+mod virtio;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 pub use console::ConsoleBuffer;
 pub use ioapic::{IO_APIC_ADDRESS, IoApic, IoApicState, IrqLine};
+pub use pci::{CONFIG_ADDRESS_PORT, FUNCTIONS_MAX, PciBus, SPACE_LAST, SPACE_START, window_of};
 pub use power::{Power, PowerState};
 pub use serial::{SERIAL_LINE, SERIAL_PORT, SerialPort, SerialRegisters};
+pub use virtio::{
+    Backend, Block, ChainDisk, DeviceError, Disk, Function, FunctionState, Net, Order, RawDisk, Rng,
+};
 
 use crate::boot::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_LINE};
 use crate::end::GuestEnd;
 use crate::kvm::Vm;
+use pci::{CONFIG_DATA_LAST, CONFIG_DATA_PORT};
 
 const SERIAL_LAST: u16 = SERIAL_PORT + 7;
 const PM1_EVENT_LAST: u16 = PM1_EVENT_PORT + 3;
@@ -36,23 +43,27 @@ pub struct Devices {
     pub power: Power,
     /// Where both interrupt.
     pub ioapic: Arc<IoApic>,
+    /// Where all other devices are.
+    pub pci: PciBus,
 }
 
 impl Devices {
-    /// Makes the devices of `vm`; serial output goes to `console`.
-    pub fn new(vm: Arc<Vm>, console: Arc<ConsoleBuffer>) -> Arc<Self> {
+    /// Makes the devices of `vm`; serial output goes to `console`, and `pci` has the functions that it was asked for.
+    pub fn new(vm: Arc<Vm>, console: Arc<ConsoleBuffer>, pci: PciBus) -> Arc<Self> {
         let ioapic = IoApic::new(vm);
         let line = |pin: u8| IrqLine::new(&ioapic, pin.into());
         Arc::new(Self {
             serial: SerialPort::new(line(SERIAL_LINE), console),
             power: Power::new(line(SCI_LINE)),
             ioapic,
+            pci,
         })
     }
 
     /// The descriptors that device code on a vCPU's thread writes to.
     pub fn events(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(self.serial.event())
+        let functions = self.pci.functions().iter();
+        std::iter::once(self.serial.event()).chain(functions.flat_map(Function::events))
     }
 
     /// The guest wrote to a port; answers whether that ends it.
@@ -63,6 +74,13 @@ impl Devices {
                     self.serial.write((port - SERIAL_PORT) as u8, *byte);
                 }
                 None
+            }
+            (CONFIG_ADDRESS_PORT, [a, b, c, d]) => {
+                self.pci.set_address(u32::from_le_bytes([*a, *b, *c, *d]));
+                None
+            }
+            (CONFIG_DATA_PORT..=CONFIG_DATA_LAST, _) => {
+                failed(self.pci.write(port - CONFIG_DATA_PORT, data))
             }
             (PM1_EVENT_PORT..=PM1_EVENT_LAST, _) => {
                 self.power.write_event(port - PM1_EVENT_PORT, data);
@@ -90,6 +108,10 @@ impl Devices {
             PM1_CONTROL_PORT..=PM1_CONTROL_LAST => {
                 self.power.read_control(port - PM1_CONTROL_PORT, data);
             }
+            CONFIG_ADDRESS_PORT if data.len() == 4 => {
+                data.copy_from_slice(&self.pci.address().to_le_bytes());
+            }
+            CONFIG_DATA_PORT..=CONFIG_DATA_LAST => self.pci.read(port - CONFIG_DATA_PORT, data),
             KEYBOARD_PORT => data.fill(0),
             _ => data.fill(0xff),
         }
@@ -97,21 +119,27 @@ impl Devices {
 
     /// The guest wrote to memory that is no RAM; answers whether that ends it.
     pub fn write_memory(&self, address: u64, data: &[u8]) -> Option<GuestEnd> {
-        if !IoApic::owns(address) {
-            return None;
+        if IoApic::owns(address) {
+            return failed(self.ioapic.write(address, data));
         }
-        let written = self.ioapic.write(address, data);
-        written
-            .err()
-            .map(|error| GuestEnd::Failed(crate::process::sentence(&error)))
+        let (function, offset) = self.pci.find(address)?;
+        failed(function.write(offset, data))
     }
 
     /// The guest reads from memory that is no RAM.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) {
         if IoApic::owns(address) {
             self.ioapic.read(address, data);
+        } else if let Some((function, offset)) = self.pci.find(address) {
+            function.read(offset, data);
         } else {
             data.fill(0xff);
         }
     }
+}
+
+/// A device that cannot go on ends the guest.
+fn failed(result: Result<(), impl std::error::Error>) -> Option<GuestEnd> {
+    let error = result.err()?;
+    Some(GuestEnd::Failed(crate::process::sentence(&error)))
 }

@@ -12,8 +12,9 @@ use kvm_bindings::{
     kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_msi,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{CpuFeatures, KvmError, msrs};
 
@@ -65,6 +66,7 @@ impl Vm {
             (Cap::SignalMsi, "messages to local APICs"),
             (Cap::ImmediateExit, "immediate exits"),
             (Cap::UserMemory, "memory slots"),
+            (Cap::Ioeventfd, "events for registers"),
             (Cap::TscDeadlineTimer, "timers in local APICs"),
         ] {
             if !kvm.check_extension(capability) {
@@ -168,6 +170,20 @@ impl Vm {
         self.fd
             .set_gsi_routing(&routing)
             .map_err(KvmError::refused("route interrupts"))
+    }
+
+    /// Has every write of the guest to an address make an event, without leaving the guest for it.
+    pub fn hear_write(&self, event: &EventFd, address: u64) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(KvmError::refused("hear a device's register"))
+    }
+
+    /// Ends what [`Self::hear_write`] began.
+    pub fn forget_write(&self, event: &EventFd, address: u64) -> Result<(), KvmError> {
+        self.fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(KvmError::refused("forget a device's register"))
     }
 
     /// Begins to log which pages vCPUs write.

@@ -14,7 +14,9 @@ use dwcp_memory::{DirtyBitmap, GuestMemory};
 
 use crate::boot::{self, BootError, Entry, Fresh};
 use crate::config::{Boot, VmConfig};
-use crate::devices::{ConsoleBuffer, Devices, SerialPort};
+use crate::devices::{
+    Backend, ConsoleBuffer, DeviceError, Devices, Function, Order, PciBus, SerialPort, window_of,
+};
 use crate::end::EndNotice;
 use crate::kvm::{KvmError, Vm};
 use crate::protocol::{Phase, Status};
@@ -64,6 +66,9 @@ pub enum BuildError {
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The kernel.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -112,16 +117,23 @@ pub enum RequestError {
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// No such device.
+    #[error("This VM has no device {0}")]
+    NoDevice(String),
     /// The device state could not be handed over.
     #[error("The device state could not be handed over")]
     HandOver(#[from] std::io::Error),
 }
 
 impl Machine {
-    /// Builds the machine and starts the threads of its vCPUs; each gives up its system calls before this returns.
+    /// Builds the machine and starts the threads of its devices and vCPUs; each gives up its system calls before this returns.
     pub fn build(
         config: VmConfig,
         parts: Parts,
+        backends: Vec<Box<dyn Backend>>,
         last_words: LastWords,
     ) -> Result<Self, BuildError> {
         let size = config.memory_size()?;
@@ -140,7 +152,9 @@ impl Machine {
         let console = Arc::new(ConsoleBuffer::new()?);
         let end = Arc::new(EndNotice::new()?);
         let pause = Arc::new(AtomicBool::new(true));
-        let devices = Devices::new(Arc::clone(&vm), Arc::clone(&console));
+        let functions = functions(backends, &vm, last_words)?;
+        let pci = PciBus::new(functions);
+        let devices = Devices::new(Arc::clone(&vm), Arc::clone(&console), pci);
         vcpu::install_handler()?;
         let shared = Shared {
             vm: Arc::clone(&vm),
@@ -153,6 +167,10 @@ impl Machine {
             .zip(fds)
             .map(|(index, fd)| Vcpu::start(index, fd, shared.clone()))
             .collect::<Result<Vec<_>, _>>()?;
+        for function in devices.pci.functions() {
+            let confined = function.worker().wait_confined();
+            confined.map_err(DeviceError::from)?;
+        }
         for vcpu in &vcpus {
             vcpu.wait_confined()?;
         }
@@ -210,6 +228,7 @@ impl Machine {
 
     /// How it is.
     pub fn status(&self) -> Status {
+        let functions = self.devices.pci.functions().iter();
         Status {
             phase: self.phase,
             epoch: self.epoch,
@@ -217,6 +236,7 @@ impl Machine {
             memory_bytes: self.config.memory_bytes,
             exits: self.vcpus.iter().map(Vcpu::exits).collect(),
             serial_bytes: self.console.written(),
+            devices: functions.map(Function::status).collect(),
         }
     }
 
@@ -240,7 +260,7 @@ impl Machine {
         self.start(epoch)
     }
 
-    /// Stops all vCPUs; none runs when this returns.
+    /// Stops all vCPUs, then all devices; none runs when this returns.
     pub fn pause(&mut self) -> Result<(), RequestError> {
         if self.phase != Phase::Running {
             return Err(self.refuse("be paused"));
@@ -251,10 +271,22 @@ impl Machine {
             vcpu.wait_standing()?;
         }
         self.phase = Phase::Paused;
+        self.order_devices(|| Order::Pause)?;
         match self.end.get() {
             Some(_) => Err(RequestError::Ended),
             None => Ok(()),
         }
+    }
+
+    /// Has a device look whether what it stands on has changed.
+    pub fn refresh(&self, device: &str) -> Result<(), RequestError> {
+        let mut functions = self.devices.pci.functions().iter();
+        let function = functions
+            .find(|function| function.name() == device)
+            .ok_or_else(|| RequestError::NoDevice(device.to_owned()))?;
+        let refreshed = function.worker().order(Order::Refresh);
+        refreshed.map_err(DeviceError::from)?;
+        Ok(())
     }
 
     /// Presses the power button.
@@ -309,11 +341,19 @@ impl Machine {
             });
         }
         self.epoch = epoch;
+        self.order_devices(|| Order::Resume)?;
         self.pause.store(false, Ordering::SeqCst);
         for vcpu in &self.vcpus {
             vcpu.run()?;
         }
         self.phase = Phase::Running;
+        Ok(())
+    }
+
+    fn order_devices(&self, order: impl Fn() -> Order) -> Result<(), DeviceError> {
+        for function in self.devices.pci.functions() {
+            function.worker().order(order())?;
+        }
         Ok(())
     }
 
@@ -323,4 +363,17 @@ impl Machine {
             action,
         }
     }
+}
+
+/// The PCI functions in the order of their slots; slot 0 is the bridge's.
+fn functions(
+    backends: Vec<Box<dyn Backend>>,
+    vm: &Arc<Vm>,
+    last_words: LastWords,
+) -> Result<Vec<Function>, DeviceError> {
+    let make = |(slot, backend): (usize, Box<dyn Backend>)| {
+        let name = format!("{}-{slot}", backend.kind().name());
+        Function::new(name, window_of(slot), backend, Arc::clone(vm), last_words)
+    };
+    (1..).zip(backends).map(make).collect()
 }

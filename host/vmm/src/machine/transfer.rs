@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Boot, Machine, Phase, RequestError};
-use crate::devices::{IoApicState, PowerState, SerialRegisters};
+use crate::devices::{FunctionState, IoApicState, PowerState, SerialRegisters};
 use crate::kvm::{MachineState, VcpuState};
 use crate::state::{StateReader, StateWriter};
 
@@ -13,6 +13,8 @@ const VCPU_VERSION: u32 = 1;
 const IO_APIC_VERSION: u32 = 1;
 const SERIAL_VERSION: u32 = 1;
 const POWER_VERSION: u32 = 1;
+const PCI_VERSION: u32 = 1;
+const DEVICE_VERSION: u32 = 1;
 
 /// What must be the same on both sides.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,11 @@ impl Machine {
         state.put("ioapic", IO_APIC_VERSION, &self.devices.ioapic.save())?;
         state.put("serial", SERIAL_VERSION, &self.devices.serial.save())?;
         state.put("power", POWER_VERSION, &self.devices.power.save())?;
+        let pci = &self.devices.pci;
+        state.put("pci", PCI_VERSION, &pci.address())?;
+        for function in pci.functions() {
+            state.put(function.name(), DEVICE_VERSION, &function.save()?)?;
+        }
         Ok(state.finish())
     }
 
@@ -60,6 +67,12 @@ impl Machine {
         let ioapic: IoApicState = state.take("ioapic", IO_APIC_VERSION)?;
         let serial: SerialRegisters = state.take("serial", SERIAL_VERSION)?;
         let power: PowerState = state.take("power", POWER_VERSION)?;
+        let address: u32 = state.take("pci", PCI_VERSION)?;
+        let functions = self.devices.pci.functions();
+        let devices = functions
+            .iter()
+            .map(|function| state.take(function.name(), DEVICE_VERSION))
+            .collect::<Result<Vec<FunctionState>, _>>()?;
         state.finish()?;
 
         let passed_ns = self.vm.load(&kvm)?;
@@ -71,6 +84,10 @@ impl Machine {
             return Err(crate::state::StateError::Damaged.into());
         }
         self.devices.power.load(power);
+        self.devices.pci.set_address(address);
+        for (function, state) in functions.iter().zip(devices) {
+            function.load(state)?;
+        }
         self.phase = Phase::Loaded;
         Ok(())
     }

@@ -64,6 +64,7 @@ impl Server {
                 let fd = self.consoles.attach()?;
                 Ok((Reply::Console, Some(fd)))
             }
+            Request::Refresh { device } => machine.refresh(&device).and(done),
             Request::DirtyStart => machine.dirty_start().and(done),
             Request::DirtyHarvest => {
                 let pages = machine.dirty_harvest()?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_guest::Tick;
 use dwcp_memory::MemorySize;
-use dwcp_vmm::config::{Boot, VmConfig};
+use dwcp_vmm::config::{Boot, Device, VmConfig};
 use dwcp_vmm::spawn::{GuestFiles, Plan, Spawned, spawn};
 
 /// One generous deadline for everything that must happen at all.
@@ -29,6 +29,12 @@ pub struct Bed {
     pub directory: tempfile::TempDir,
     pub guest: GuestFiles,
     pub vcpus: u8,
+    /// Devices of every guest here.
+    pub devices: Vec<Device>,
+    /// What they need, in their order.
+    pub disks: Vec<File>,
+    /// How many guests have run to their end here.
+    pub runs: std::cell::Cell<usize>,
 }
 
 impl Bed {
@@ -37,6 +43,9 @@ impl Bed {
             directory: tempfile::tempdir().unwrap(),
             guest: GuestFiles::new(MemorySize::mib(mib).unwrap()).unwrap(),
             vcpus: 1,
+            devices: Vec::new(),
+            disks: Vec::new(),
+            runs: std::cell::Cell::default(),
         }
     }
 
@@ -46,6 +55,7 @@ impl Bed {
             vcpus: self.vcpus,
             memory_bytes: self.guest.size.bytes(),
             boot,
+            devices: self.devices.clone(),
         }
     }
 
@@ -56,6 +66,11 @@ impl Bed {
             config,
             guest: &self.guest,
             kernel: kernel.map(|kernel| (kernel, None)),
+            devices: self
+                .disks
+                .iter()
+                .map(|disk| disk.try_clone().unwrap().into())
+                .collect(),
         })
         .unwrap()
     }
@@ -91,6 +106,13 @@ impl Bed {
             directory: tempfile::tempdir().unwrap(),
             guest: GuestFiles::new(self.guest.size).unwrap(),
             vcpus: self.vcpus,
+            devices: self.devices.clone(),
+            disks: self
+                .disks
+                .iter()
+                .map(|disk| disk.try_clone().unwrap())
+                .collect(),
+            runs: std::cell::Cell::default(),
         };
         let map = |fd: std::os::fd::BorrowedFd<'_>| {
             dwcp_memory::GuestMemory::map(fd.try_clone_to_owned().unwrap(), self.guest.size)

@@ -83,9 +83,14 @@ fn facts(decision: &Decision) -> Vec<(&'static str, String)> {
         ("subject", decision.subject.clone()),
         ("decided by", decision.plugin.clone()),
         ("digest", format!("sha256:{}", decision.digest)),
+        ("configuration", decision.configuration.clone()),
         ("took", format!("{} µs", decision.duration_us)),
         ("outcome", outcome(decision).into()),
         ("input", pretty(&decision.input)),
+        (
+            "fleet",
+            decision.fleet.as_ref().map(pretty).unwrap_or_default(),
+        ),
         ("answer", pretty(&decision.answer)),
     ]
 }

@@ -78,17 +78,26 @@ pub async fn run(context: &Context, command: HostCommand) -> anyhow::Result<()> 
                 fingerprint: args.fingerprint,
             };
             let host = client.host_add(&host).await?;
-            let sentence = format!(
-                "{} is known: it answered at {} with the right fingerprint",
-                host.name, host.address
-            );
-            output.done(&host, &sentence)
+            output.done(&host, &added(&host))
         }
         HostCommand::Remove { name } => {
             client.host_remove(&name).await?;
             output.gone(&format!("{name} is forgotten"))
         }
     }
+}
+
+/// What came of an introduction: only what is known.
+fn added(host: &Host) -> String {
+    let Host { name, address, .. } = host;
+    if host.reachable {
+        return format!("{name} is known: it answered at {address} with the right fingerprint");
+    }
+    let why = host.problem.as_deref().unwrap_or("no answer");
+    format!(
+        "{name} is known, and was not reached at {address} yet: {why}\n\
+         It answers once this host was introduced there too; `dwcp host show {name}` asks again"
+    )
 }
 
 fn answers(host: &Host) -> &'static str {
@@ -128,6 +137,9 @@ fn facts(host: &Host) -> Vec<(&'static str, String)> {
         ("fingerprint", host.fingerprint.clone()),
         ("answers", answers(host).to_owned()),
     ];
+    if let Some(problem) = &host.problem {
+        facts.push(("because", problem.clone()));
+    }
     if !host.this {
         facts.push(("round trip", round_trip(host)));
     }

@@ -21,7 +21,8 @@ impl Client {
         self.get(&["v1", "hosts", name], &[]).await
     }
 
-    /// Introduces another host; answers once it was reached and its fingerprint checked.
+    /// Introduces another host. It need not be there yet: whether it was reached and showed its fingerprint is in
+    /// `reachable`, and why not in `problem`.
     pub async fn host_add(&self, host: &HostAdd) -> Result<Host> {
         self.post(&["v1", "hosts"], &[], host).await
     }

@@ -17,6 +17,9 @@ pub struct Host {
     pub this: bool,
     /// Whether it answered when last asked.
     pub reachable: bool,
+    /// Why it did not, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Round trip to it when last measured, ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
@@ -63,4 +66,43 @@ pub struct Image {
     pub label: String,
     /// When it was stored, ms.
     pub created_ms: u64,
+    /// What is known of it, if it is a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskImage>,
 }
+
+/// What is known of an image that is a disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskImage {
+    /// How the file holds it.
+    pub format: DiskFormat,
+    /// Size of the disk that a machine sees, bytes.
+    pub size_bytes: u64,
+    /// The kernel that was found in it, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// The initial RAM disk that was found in it, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Why no kernel was found, or what else there is to know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
+}
+
+/// How a file holds a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+    /// Something that this client does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+words!(DiskFormat { Raw => "raw", Qcow2 => "qcow2" });

@@ -13,13 +13,16 @@ mod problem;
 mod vm;
 
 pub use audit::{AuditCheckpoint, AuditRecord, Proof};
-pub use host::{Capacity, Host, HostAdd, Image};
+pub use host::{Capacity, DiskFormat, DiskImage, Host, HostAdd, Image};
 pub use migration::{MigrateRequest, Migration, MigrationPhase, Progress, Resolve, Round, Side};
 pub use operation::{Event, Operation, OperationState};
 pub use plugin::{MarketplaceItem, Plugin, PluginInstall, Template};
 pub use policy::{Binding, BindingMode, Decision, Policy};
 pub use problem::Problem;
-pub use vm::{Desired, Placement, RestartPolicy, Vm, VmCreate, VmCreated, VmPhase, VmSpec};
+pub use vm::{
+    Desired, DiskSpec, GuestSetup, NetworkSpec, Placement, RestartPolicy, Vm, VmCreate, VmCreated,
+    VmPhase, VmSpec,
+};
 
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]

@@ -19,6 +19,9 @@ pub struct Operation {
     /// What it does now, or why it failed.
     #[serde(default)]
     pub message: String,
+    /// What policies warned of when it was asked for, each with the policy's name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// When it began, ms.
     pub started_ms: u64,
     /// When it ended, ms.

@@ -65,10 +65,16 @@ pub struct Decision {
     pub plugin: String,
     /// SHA-256 of the component that answered.
     pub digest: String,
+    /// SHA-256 of what the component was configured with; empty where there is nothing.
+    #[serde(default)]
+    pub configuration: String,
     /// What it was about.
     pub subject: String,
-    /// What it was asked.
+    /// What it was asked. A part of a decision that was too large to keep is replaced by `left_out_bytes`.
     pub input: serde_json::Value,
+    /// The fleet that placement saw, of the revision that the input names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<serde_json::Value>,
     /// What it answered, or the fault.
     pub answer: serde_json::Value,
     /// Whether the call ended in a fault.

@@ -22,12 +22,65 @@ pub struct VmSpec {
     pub memory_bytes: u64,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// Disks, in the order in which the machine finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Network cards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkSpec>,
+    /// What it is told when it starts for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<GuestSetup>,
     /// What happens when the guest crashes.
     #[serde(default)]
     pub restart: RestartPolicy,
     /// Free labels.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
+}
+
+/// What a machine is told when it starts for the first time, by cloud-init.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestSetup {
+    /// SSH keys that may log in, as lines of `authorized_keys`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+    /// User data: `#cloud-config` or a script.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// Unique in the machine.
+    pub name: String,
+    /// What it begins as: an image that is a disk, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Size, bytes.
+    #[serde(default)]
+    pub size_bytes: u64,
+    /// Whether the machine may not change it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Most requests a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations_per_second: Option<u64>,
+    /// Most bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+}
+
+/// A network card of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// The network it is on.
+    pub network: String,
+    /// Its Ethernet address.
+    pub mac: String,
+    /// Its IPv4 address with the length of the prefix.
+    pub address: String,
 }
 
 /// What happens when a guest crashes.
@@ -72,6 +125,21 @@ pub struct VmCreate {
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// A disk image to boot, by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Size of the disk `root`, bytes; the image's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_bytes: Option<u64>,
+    /// More disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Networks to be on; `default` for a machine from an image if absent, none for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<String>>,
+    /// What it is told when it starts for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<GuestSetup>,
     /// Restart policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartPolicy>,
@@ -94,6 +162,11 @@ impl VmCreate {
             cmdline: None,
             memory_bytes: None,
             vcpus: None,
+            image: None,
+            root_bytes: None,
+            disks: Vec::new(),
+            networks: None,
+            setup: None,
             restart: None,
             tags: BTreeMap::new(),
             start: true,
@@ -204,7 +277,7 @@ pub struct Placement {
     pub plugin: String,
     /// The host that was chosen.
     pub host: String,
-    /// Its score, 0 to 1.
+    /// Its score, 0 to 100; higher is better.
     pub score: f64,
     /// Each factor and what it said.
     pub reasons: Vec<String>,

@@ -15,6 +15,7 @@ use super::figure::Figure;
 use super::say;
 use crate::bed::{Bed, BedOptions};
 use crate::host::TestHost;
+use crate::memory_check::whole_pass;
 use crate::programs::Programs;
 
 const RUNS: usize = 3;
@@ -26,6 +27,8 @@ const LINK: Settings = Settings {
     loss: 0.0,
     queue: Queue::Ms(200.0),
 };
+/// As in the command line below.
+const FILL_MIB: u32 = 256;
 const CMDLINE: &str = "mix=reference fill_mib=256 ws_mib=32 rate=2000";
 /// How long the guest may take to fill its memory, the migration to end, the guest to be heard of afterwards.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -124,10 +127,13 @@ async fn one(programs: &Programs) -> anyhow::Result<Moved> {
             round.duration_ms as f64 / 1000.0,
         ));
     }
-    // The guest has checked pages here that it wrote there, and told of its pause.
+    // The guest has checked here every page that it wrote there, and told of its pause.
     let seen = ticks(bed.right(), &vm, |seen| {
-        let checks = |tick: Option<&Tick>| tick.map_or(0, |tick| tick.checked);
-        seen.len() >= TICKS_OF_PAUSE.max(4) && checks(seen.last()) > checks(seen.first())
+        let through = match (seen.first(), seen.last()) {
+            (Some(first), Some(last)) => whole_pass(first, last, FILL_MIB),
+            _ => false,
+        };
+        seen.len() >= TICKS_OF_PAUSE.max(4) && through
     })
     .await?;
     let pauses = seen.iter().take(TICKS_OF_PAUSE).map(|tick| tick.gap_us);

@@ -119,38 +119,73 @@ pub(crate) async fn console(bed: &Bed) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What both hosts have kept of all this: a host shows its own part, so each is asked.
 pub(crate) async fn records(bed: &Bed) -> anyhow::Result<()> {
-    let client = bed.left().client();
-    let decisions = client.decision_list(None).first(20).await?;
-    ensure!(!decisions.is_empty(), "No decision was recorded");
-    say::line("decisions (left):");
-    for decision in decisions.iter().take(6) {
+    let expected = [
+        (bed.left(), ["vm.create", "vm.migrate"]),
+        (bed.right(), ["host.add", "vm.receive"]),
+    ];
+    for (host, actions) in expected {
+        decisions(host).await?;
+        say::line(format!("events ({}):", host.name()));
+        for event in host.client().event_list(0, 100).await? {
+            say::line(format!("  {:<20} {}", event.kind, event.message));
+        }
+        audit(host, &actions).await?;
+    }
+    Ok(())
+}
+
+async fn decisions(host: &TestHost) -> anyhow::Result<()> {
+    let decisions = host.client().decision_list(None).first(100).await?;
+    ensure!(
+        !decisions.is_empty(),
+        "No decision was recorded on {}",
+        host.name()
+    );
+    say::line(format!("decisions ({}):", host.name()));
+    for decision in decisions.iter().rev() {
         say::line(format!(
             "  {:<10} {:<32} {:>6} µs  {}",
             decision.world, decision.plugin, decision.duration_us, decision.subject
         ));
     }
-    for host in [bed.left(), bed.right()] {
-        say::line(format!("events ({}):", host.name()));
-        for event in host.client().event_list(0, 100).await? {
-            say::line(format!("  {:<20} {}", event.kind, event.message));
-        }
+    Ok(())
+}
+
+/// The audit log: the entries about machines, and how many others there are.
+async fn audit(host: &TestHost, actions: &[&str]) -> anyhow::Result<()> {
+    let checkpoint = host.client().audit_checkpoint().await?;
+    ensure!(!checkpoint.note.is_empty(), "There is no checkpoint");
+    let records = host.client().audit_entries(0, 1000).await?;
+    let mut entries = Vec::new();
+    for record in &records {
+        let entry: serde_json::Value = serde_json::from_str(&record.entry)?;
+        entries.push((record.index, entry));
     }
-    let checkpoint = client.audit_checkpoint().await?;
-    let entries = client.audit_entries(0, 1000).await?;
+    let text = |entry: &serde_json::Value, field: &str| {
+        entry[field].as_str().unwrap_or_default().to_owned()
+    };
+    for wanted in actions {
+        ensure!(
+            entries
+                .iter()
+                .any(|(_, entry)| text(entry, "action") == *wanted),
+            "The audit log of {} has no {wanted}",
+            host.name()
+        );
+    }
     say::line(format!(
-        "audit log (left), {} entries under a signed checkpoint; the last:",
+        "audit log ({}), {} entries under a signed checkpoint:",
+        host.name(),
         entries.len()
     ));
-    ensure!(!checkpoint.note.is_empty(), "There is no checkpoint");
-    for record in entries.iter().rev().take(4).rev() {
-        let entry: serde_json::Value = serde_json::from_str(&record.entry)?;
+    for (index, entry) in &entries {
         say::line(format!(
-            "  {:>3} {:<16} {:<8} {}",
-            record.index,
-            entry["action"].as_str().unwrap_or_default(),
-            entry["outcome"].as_str().unwrap_or_default(),
-            entry["object"].as_str().unwrap_or_default()
+            "  {index:>3} {:<16} {:<8} {}",
+            text(entry, "action"),
+            text(entry, "outcome"),
+            text(entry, "object")
         ));
     }
     Ok(())

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::machine::{NAME, PROJECT, watch};
 use super::say;
 use crate::bed::Bed;
+use crate::memory_check::whole_pass;
 
 /// What a migration came to.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub struct Moved {
     pub rounds: usize,
 }
 
-pub(crate) async fn migrate(bed: &mut Bed) -> anyhow::Result<Moved> {
+pub(crate) async fn migrate(bed: &mut Bed, fill_mib: u32) -> anyhow::Result<Moved> {
     bed.link()?.reset_stats()?;
     let client = bed.left().client().clone();
     let began = std::time::Instant::now();
@@ -65,7 +66,7 @@ pub(crate) async fn migrate(bed: &mut Bed) -> anyhow::Result<Moved> {
         say::line(format!("→ {}", last.decision));
     }
     check_owners(bed).await?;
-    let guest_pause_ms = check_guest(bed).await?;
+    let guest_pause_ms = check_guest(bed, fill_mib).await?;
     let moved = Moved {
         total_s,
         wire_mb: (carried.left_to_right.bytes + carried.right_to_left.bytes) as f64 / 1e6,
@@ -120,8 +121,9 @@ async fn check_owners(bed: &Bed) -> anyhow::Result<()> {
         there.phase.as_str()
     );
     ensure!(
-        there.epoch > here.epoch || here.host == "right",
-        "No new epoch"
+        there.epoch > 1,
+        "It runs on right under epoch {}, the one that it had on left",
+        there.epoch
     );
     say::done(format!(
         "{NAME} runs on right under epoch {}, and left forwards to it",
@@ -131,8 +133,8 @@ async fn check_owners(bed: &Bed) -> anyhow::Result<()> {
 }
 
 /// The guest's own words after the move: its longest pause, and whether its memory is as it wrote it.
-async fn check_guest(bed: &Bed) -> anyhow::Result<f64> {
-    let (mut longest_us, mut ticks, mut checked) = (0, 0, None);
+async fn check_guest(bed: &Bed, fill_mib: u32) -> anyhow::Result<f64> {
+    let (mut longest_us, mut ticks, mut checked) = (0, 0, None::<Tick>);
     let mut through = false;
     watch(bed.right(), |line| {
         let Some(tick) = Tick::parse(line) else {
@@ -142,11 +144,11 @@ async fn check_guest(bed: &Bed) -> anyhow::Result<f64> {
         // The first line on this side covers the pause.
         longest_us = longest_us.max(tick.gap_us);
         ticks += 1;
-        let first = *checked.get_or_insert(tick.checked);
-        through = tick.checked > first;
+        let first = *checked.get_or_insert(tick);
+        through = whole_pass(&first, &tick, fill_mib);
         Ok(ticks >= 4 && through)
     })
     .await?;
-    say::done("the guest's own memory check passes on right");
+    say::done("the guest's own memory check passes on right, over all that it filled");
     Ok(longest_us as f64 / 1000.0)
 }

@@ -48,20 +48,34 @@ pub struct Arguments {
     pub keep: bool,
 }
 
+/// What `--keep` says at the end.
+pub const KEPT: &str = "Both hosts run on until Ctrl-C.";
+
 /// Runs the demonstration; Ctrl-C ends it at any point and leaves nothing behind.
 pub async fn run(arguments: Arguments) -> anyhow::Result<Moved> {
     let mut interrupted =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     // What is made is dropped, and so removed, whichever of these ends first.
-    tokio::select! {
-        done = show(arguments) => done,
+    let keep = arguments.keep;
+    let (bed, moved) = tokio::select! {
+        done = show(arguments) => done?,
         _ = interrupted.recv() => anyhow::bail!("Interrupted; everything that was made is gone again"),
         _ = terminated.recv() => anyhow::bail!("Terminated; everything that was made is gone again"),
+    };
+    if keep {
+        // All of it happened: to end this is no failure.
+        say::line(KEPT);
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
+        }
     }
+    drop(bed);
+    Ok(moved)
 }
 
-async fn show(arguments: Arguments) -> anyhow::Result<Moved> {
+async fn show(arguments: Arguments) -> anyhow::Result<(Bed, Moved)> {
     let programs = Programs::find()?;
     let link = Settings {
         rate_mbit: arguments.rate_mbit,
@@ -89,13 +103,9 @@ async fn show(arguments: Arguments) -> anyhow::Result<Moved> {
     say::step(5, "Its console");
     machine::console(&bed).await?;
     say::step(6, "Its live migration from left to right");
-    let moved = migrate::migrate(&mut bed).await?;
+    let moved = migrate::migrate(&mut bed, arguments.fill_mib).await?;
     say::step(7, "What was recorded of all this");
     machine::records(&bed).await.context("The records")?;
     say::further(&bed, &programs);
-    if arguments.keep {
-        say::line("Both hosts run on until Ctrl-C.");
-        std::future::pending::<()>().await;
-    }
-    Ok(moved)
+    Ok((bed, moved))
 }

@@ -5,11 +5,20 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
 $b mount -t devtmpfs dev /dev
 $b insmod /button.ko
+for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk virtio-rng; do
+	$b insmod /modules/$module.ko
+done
 echo "INNER up: $($b nproc) CPUs, Linux $($b uname -r)"
 
 $b dd if=/dev/urandom of=/data bs=64k count=16 2>/dev/null
 sum=$($b sha256sum </data)
 read -r before rest </proc/uptime
+$b dd if=/data of=/dev/vda bs=64k 2>/dev/null
+$b sync
+echo "INNER wrote $($b sha256sum </data | $b head -c 64)"
+echo "INNER disk of $($b cat /sys/block/vda/size) sectors, named $($b cat /sys/block/vda/serial)"
+$b dd if=/dev/hwrng of=/random bs=256 count=1 2>/dev/null
+echo "INNER entropy: $($b wc -c </random) bytes"
 echo "INNER ready to be moved"
 
 # Only a guest that was moved is pressed the button of, so what follows happened in the second process.
@@ -26,6 +35,9 @@ echo "INNER button presses: $presses"
 read -r after rest </proc/uptime
 echo "INNER uptime before and after: $before $after"
 [ "$sum" = "$($b sha256sum </data)" ] && echo "INNER memory is the same"
+echo 3 >/proc/sys/vm/drop_caches
+[ "$sum" = "$($b dd if=/dev/vda bs=64k count=16 2>/dev/null | $b sha256sum)" ] && echo "INNER disk is the same"
+$b dd if=/dev/zero of=/dev/vda bs=64k seek=16 count=1 2>/dev/null && $b sync && echo "INNER writes after the move"
 for mask in 1 2; do
 	echo "INNER works on CPU $($b taskset $mask $b awk '{ print $39 }' /proc/self/stat)"
 done

@@ -9,10 +9,12 @@ for module in irqbypass kvm kvm-amd; do
 	$b insmod /modules/$module.ko
 done
 [ -c /dev/kvm ] && echo "OUTER has KVM"
-/bin/boot-once /vmlinuz --initrd /inner --memory 256 --vcpus 2 \
+$b dd if=/dev/urandom of=/tmp/disk bs=64k count=64 2>/dev/null
+/bin/boot-once /vmlinuz --initrd /inner --memory 256 --vcpus 2 --disk /tmp/disk \
 	--move-at "INNER ready to be moved" --press-at "INNER waits for the button" \
 	--cmdline "console=ttyS0 reboot=t panic=-1 quiet"
 echo "OUTER boot-once ended with $?"
+echo "OUTER finds $($b dd if=/tmp/disk bs=64k count=16 2>/dev/null | $b sha256sum | $b head -c 64)"
 
 # The demonstration's guest where KVM is hardware KVM: works, is moved, and goes on working.
 /bin/boot-once /vmlinuz --initrd /worker --memory 256 --move-at "tick 2 " --kill-at "tick 6 " \

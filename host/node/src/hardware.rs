@@ -1,0 +1,428 @@
+//! A machine's disks and network cards: wished for, checked, made, and handed to its process.
+//!
+//! What always holds: a disk that a machine has written to is never made anew; an image below a disk is never written;
+//! an address is in use by one machine at most.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use dwcp_api::service::Answer;
+use dwcp_control::Name;
+use dwcp_control::records::{
+    DiskFormat, DiskSpec, Image, NetworkSpec, Vm, VmCreate, VmPhase, VmSpec,
+};
+use dwcp_image::{seed, volume};
+use dwcp_launch::address::Ipv4Prefix;
+use dwcp_launch::protocol::{NetworkKind, NicSpec};
+use dwcp_vmm::config::{Device, DiskFormat as Layer, DiskLimits, NetLimits};
+use serde::{Deserialize, Serialize};
+
+use crate::errors::{conflict, impossible, internal, invalid, record};
+use crate::node::Node;
+
+/// Most disks of a machine.
+const DISKS_MAX: usize = 16;
+/// Most network cards of a machine.
+const NETWORKS_MAX: usize = dwcp_launch::protocol::NICS_MAX;
+/// The disk that a machine boots from when it is made from an image.
+pub(crate) const ROOT: &str = "root";
+/// The disk from which cloud-init configures a machine.
+const SEED: &str = "cidata";
+/// The network that every host has.
+pub(crate) const DEFAULT_NETWORK: &str = "default";
+/// What a copy-on-write file needs beyond its disk's size: tables, a 32nd of it and a little.
+const TABLES_BYTES: u64 = 64 << 20;
+
+/// A network of this host, kept so that its addresses stay as they are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct KeptNetwork {
+    pub subnet: Ipv4Prefix,
+}
+
+/// What a machine's process needs for its devices.
+#[derive(Debug, Default)]
+pub(crate) struct Hardware {
+    /// Its devices.
+    pub devices: Vec<Device>,
+    /// What they need, in their order, without taps.
+    pub descriptors: Vec<OwnedFd>,
+    /// What taps are made from.
+    pub nics: Vec<NicSpec>,
+    /// Length of the longest file that is written.
+    pub file_bytes: u64,
+}
+
+/// Checks what can be checked without looking at images and networks.
+pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
+    if spec.disks.len() > DISKS_MAX || spec.networks.len() > NETWORKS_MAX {
+        return Err(invalid(format!(
+            "A machine has at most {DISKS_MAX} disks and {NETWORKS_MAX} network cards"
+        )));
+    }
+    let mut names = BTreeSet::from([SEED]);
+    for disk in &spec.disks {
+        let is_plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+        if !(1..=20).contains(&disk.name.len()) || !disk.name.bytes().all(is_plain) {
+            return Err(invalid(format!(
+                "A disk's name is 1 to 20 of a-z, 0-9 and -, not {:?}",
+                disk.name
+            )));
+        }
+        if !names.insert(&disk.name) {
+            return Err(invalid(format!(
+                "There can be only one disk {} in a machine, and {SEED} is cloud-init's",
+                disk.name
+            )));
+        }
+        if disk.size_bytes == 0
+            || !disk.size_bytes.is_multiple_of(512)
+            || disk.size_bytes > 64 << 40
+        {
+            return Err(invalid(format!(
+                "Disk {} needs a size: a multiple of 512 bytes, at most 64 TiB",
+                disk.name
+            )));
+        }
+        if disk.read_only && disk.image.is_none() {
+            return Err(invalid(format!(
+                "Disk {} is empty and read-only: name an image for it",
+                disk.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Why a machine cannot move to another host, if its hardware holds it here.
+pub(crate) fn bound(spec: &VmSpec) -> Option<&'static str> {
+    if !spec.disks.is_empty() || spec.setup.is_some() {
+        Some("it has disks, which do not move between hosts in this version of DWCP")
+    } else if !spec.networks.is_empty() {
+        Some(
+            "it has an address of this host's own network, where it could not be reached from there",
+        )
+    } else {
+        None
+    }
+}
+
+impl Node {
+    /// Adds what a request asks for: the disk that is booted, more disks, what cloud-init is told.
+    pub(crate) async fn wish_hardware(&self, spec: &mut VmSpec, request: &VmCreate) -> Answer<()> {
+        if let Some(image) = &request.image {
+            spec.disks.insert(
+                0,
+                DiskSpec {
+                    name: ROOT.into(),
+                    image: Some(image.clone()),
+                    size_bytes: request.root_bytes.unwrap_or(0),
+                    read_only: false,
+                    operations_per_second: None,
+                    bytes_per_second: None,
+                },
+            );
+        } else if request.root_bytes.is_some() {
+            return Err(invalid(
+                "Only a machine from an image has a disk `root` with a size",
+            ));
+        }
+        spec.disks.extend(request.disks.iter().cloned());
+        for disk in &mut spec.disks {
+            let Some(digest) = &disk.image else { continue };
+            let image = self.disk_image(digest).await?;
+            if disk.size_bytes == 0 || disk.read_only {
+                disk.size_bytes = image.size_bytes;
+            }
+            if disk.size_bytes < image.size_bytes {
+                return Err(invalid(format!(
+                    "Disk {} cannot be smaller than its image of {} bytes",
+                    disk.name, image.size_bytes
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of an image that is a disk.
+    pub(crate) async fn disk_image(
+        &self,
+        digest: &str,
+    ) -> Answer<dwcp_control::records::DiskImage> {
+        self.images.path(digest)?;
+        let image = self.records.images.get(digest).await.map_err(record)?;
+        let Some(Image { disk, label, .. }) = image.map(|found| found.value) else {
+            return Err(dwcp_api::Fault::not_found(format!(
+                "image {digest}: add it with `dwcp image add FILE`"
+            )));
+        };
+        disk.ok_or_else(|| {
+            invalid(format!(
+                "Image {label} ({digest}) is no disk: a disk image is raw or qcow2, with a file system or partitions"
+            ))
+        })
+    }
+
+    /// Network cards on these networks, each with an address that no other machine here has. Until the machine is
+    /// recorded, `self.addresses` must be held.
+    pub(crate) async fn wish_networks(&self, id: &str, names: &[Name]) -> Answer<Vec<NetworkSpec>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut used: BTreeSet<Ipv4Addr> = BTreeSet::new();
+        for vm in self
+            .vms()
+            .await?
+            .iter()
+            .filter(|vm| vm.phase != VmPhase::Moved)
+        {
+            let parsed = |card: &NetworkSpec| card.address.parse::<Ipv4Prefix>().ok();
+            used.extend(
+                vm.spec
+                    .networks
+                    .iter()
+                    .filter_map(parsed)
+                    .map(Ipv4Prefix::address),
+            );
+        }
+        let mut cards = Vec::new();
+        for (number, name) in names.iter().enumerate() {
+            let subnet = self.network(name).await?;
+            let address = free_address(subnet, &used).ok_or_else(|| {
+                impossible(format!("Network {name} has no address left of {subnet}"))
+            })?;
+            used.insert(address);
+            let address = Ipv4Prefix::new(address, subnet.length()).map_err(internal)?;
+            cards.push(NetworkSpec {
+                network: name.clone(),
+                mac: mac(id, number as u8),
+                address: address.to_string(),
+            });
+        }
+        Ok(cards)
+    }
+
+    /// A network of this host, made if it is not there; answers its subnet.
+    async fn network(&self, name: &Name) -> Answer<Ipv4Prefix> {
+        if name.as_str() != DEFAULT_NETWORK {
+            return Err(dwcp_api::Fault::not_found(format!(
+                "network {name}: this version of DWCP has the network {DEFAULT_NETWORK} and no other"
+            )));
+        }
+        let kept = self
+            .records
+            .networks
+            .get(name.as_str())
+            .await
+            .map_err(record)?;
+        let subnet = kept.as_ref().map(|kept| kept.value.subnet);
+        let launcher = &self.launcher;
+        let network = launcher
+            .ensure_network(name.as_str(), NetworkKind::Nat, subnet)
+            .await?;
+        if kept.is_none() {
+            let subnet = network.subnet;
+            let put = self
+                .records
+                .networks
+                .put(name.as_str(), &KeptNetwork { subnet });
+            put.await.map_err(record)?;
+        }
+        Ok(network.subnet)
+    }
+
+    /// Everything for the process of a machine, made where it is not there yet.
+    pub(crate) async fn hardware(&self, vm: &Vm) -> Answer<Hardware> {
+        let mut hardware = Hardware {
+            devices: vec![Device::Rng],
+            ..Hardware::default()
+        };
+        let dir = self.vm_dir(&vm.id);
+        for disk in &vm.spec.disks {
+            self.add_disk(&mut hardware, &dir, vm, disk).await?;
+        }
+        if let Some(setup) = &vm.spec.setup {
+            let seed = seed::make(&seed::Seed {
+                instance_id: &vm.id,
+                hostname: vm.name.as_str(),
+                ssh_keys: &setup.ssh_keys,
+                user_data: setup.user_data.as_deref(),
+                network: None,
+            });
+            let bytes = seed.map_err(|error| invalid(crate::errors::chain(&error)))?;
+            hardware
+                .descriptors
+                .push(in_memory(&bytes).map_err(internal)?);
+            hardware
+                .devices
+                .push(block(SEED, true, vec![Layer::Raw], None));
+        }
+        for card in &vm.spec.networks {
+            self.network(&card.network).await?;
+            let mac = card.mac.parse().map_err(internal)?;
+            hardware.devices.push(Device::Net {
+                mac,
+                mtu: 1500,
+                limits: NetLimits::default(),
+            });
+            hardware.nics.push(NicSpec {
+                mac: card.mac.parse().map_err(internal)?,
+                address: card.address.parse().map_err(internal)?,
+                network: card.network.as_str().parse().map_err(internal)?,
+            });
+        }
+        Ok(hardware)
+    }
+
+    async fn add_disk(
+        &self,
+        hardware: &mut Hardware,
+        dir: &Path,
+        vm: &Vm,
+        disk: &DiskSpec,
+    ) -> Answer<()> {
+        let mut layers = Vec::new();
+        let mut files = Vec::new();
+        if !disk.read_only {
+            let format = match disk.image {
+                Some(_) => Layer::Qcow2,
+                None => Layer::Raw,
+            };
+            layers.push(format);
+            files.push(volume(dir, vm, disk, format)?);
+            let length = match format {
+                Layer::Raw => disk.size_bytes,
+                Layer::Qcow2 => disk.size_bytes + disk.size_bytes / 32 + TABLES_BYTES,
+            };
+            hardware.file_bytes = hardware.file_bytes.max(length);
+        }
+        if let Some(digest) = &disk.image {
+            let image = self.disk_image(digest).await?;
+            layers.push(match image.format {
+                DiskFormat::Raw => Layer::Raw,
+                DiskFormat::Qcow2 => Layer::Qcow2,
+            });
+            files.push(self.images.open_image(digest)?);
+        }
+        hardware
+            .descriptors
+            .extend(files.into_iter().map(OwnedFd::from));
+        hardware
+            .devices
+            .push(block(&disk.name, disk.read_only, layers, Some(disk)));
+        Ok(())
+    }
+}
+
+/// Opens the file of a machine's disk; makes it if the machine has never run.
+fn volume(dir: &Path, vm: &Vm, disk: &DiskSpec, format: Layer) -> Answer<File> {
+    let ending = match format {
+        Layer::Raw => "raw",
+        Layer::Qcow2 => "qcow2",
+    };
+    let path = dir.join(format!("disk-{}.{ending}", disk.name));
+    let open = || File::options().read(true).write(true).open(&path);
+    match open() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && vm.started_ms == 0 => {
+            make_volume(&path, disk.size_bytes, format).map_err(internal)?;
+            open().map_err(internal)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(conflict(format!(
+            "The file of disk {} of {} is gone ({}): put it back from a copy",
+            disk.name,
+            vm.name,
+            path.display()
+        ))),
+        other => other.map_err(internal),
+    }
+}
+
+/// A file gets its name when it is whole and on disk.
+fn make_volume(path: &Path, bytes: u64, format: Layer) -> std::io::Result<()> {
+    let temporary: PathBuf = path.with_extension("new");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&temporary)?;
+    let made = match format {
+        Layer::Raw => volume::create_raw(&file, bytes),
+        Layer::Qcow2 => volume::create_qcow2(file, bytes),
+    };
+    made.map_err(std::io::Error::other)?;
+    std::fs::rename(&temporary, path)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// A file without a name, open for reading only.
+fn in_memory(bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let mut file = File::from(memfd_create(c"dwcp-seed", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(bytes)?;
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    Ok(File::open(path)?.into())
+}
+
+fn block(id: &str, read_only: bool, chain: Vec<Layer>, limits: Option<&DiskSpec>) -> Device {
+    let limit = |rate: Option<u64>| rate.and_then(std::num::NonZeroU64::new);
+    Device::Block {
+        id: id.to_owned(),
+        read_only,
+        chain,
+        queues: 1,
+        limits: DiskLimits {
+            operations_per_second: limit(limits.and_then(|disk| disk.operations_per_second)),
+            bytes_per_second: limit(limits.and_then(|disk| disk.bytes_per_second)),
+        },
+    }
+}
+
+/// The lowest address of a subnet that is neither the network's, nor the host's (its first), nor in use.
+fn free_address(subnet: Ipv4Prefix, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    let first = subnet.network().address().to_bits();
+    let count = 1u64 << (32 - u32::from(subnet.length()));
+    (2..count.saturating_sub(1))
+        .map(|number| Ipv4Addr::from_bits(first + number as u32))
+        .find(|address| !used.contains(address))
+}
+
+/// An Ethernet address of a machine's own (locally administered), the same at every start.
+fn mac(id: &str, number: u8) -> String {
+    use sha2::Digest as _;
+    let hash = sha2::Sha256::digest(id);
+    let [a, b, c, d, ..] = hash[..] else {
+        return String::new();
+    };
+    format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{number:02x}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn addresses_are_given_once_and_none_is_the_hosts() {
+        let subnet: Ipv4Prefix = "10.9.8.0/29".parse().unwrap();
+        let mut used = BTreeSet::new();
+        while let Some(address) = free_address(subnet, &used) {
+            assert!(used.insert(address));
+        }
+        let all: Vec<_> = used.iter().map(|address| address.octets()[3]).collect();
+        assert_eq!(all, [2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_volume_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk-a.raw");
+        make_volume(&path, 1 << 20, Layer::Raw).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

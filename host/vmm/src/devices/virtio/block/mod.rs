@@ -1,0 +1,299 @@
+//! A disk (virtio 1.3, 5.2).
+//!
+//! One request at a time, in the order of the queue: what is given back is done. A request that the disk refuses fails
+//! with an I/O error for the guest, and is counted; one that makes no sense is unsupported; one without room for its
+//! status breaks the specification.
+
+mod disk;
+mod qcow2;
+mod raw;
+mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use dwcp_memory::GuestMemory;
+
+pub use disk::{Disk, DiskError};
+pub use qcow2::ChainDisk;
+pub use raw::RawDisk;
+use request::{Kind as RequestKind, Range, Request, SECTOR_BYTES, Status};
+
+use super::limit::Bucket;
+use super::{Backend, Broken, Chain, Counters, Kind, OwnRegisters, Rules, Running, queue};
+use crate::config::DiskLimits;
+
+const QUEUE_SIZE: u16 = 256;
+/// A request is a header, data and a status.
+const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Most bytes of one discard or write of zeros.
+const CLEAR_BYTES_MAX: u64 = 1 << 30;
+const BURST: Duration = Duration::from_millis(100);
+
+const FEATURE_SEGMENTS: u64 = 1 << 2;
+const FEATURE_READ_ONLY: u64 = 1 << 5;
+const FEATURE_BLOCK_SIZE: u64 = 1 << 6;
+const FEATURE_FLUSH: u64 = 1 << 9;
+const FEATURE_QUEUES: u64 = 1 << 12;
+const FEATURE_DISCARD: u64 = 1 << 13;
+const FEATURE_ZEROES: u64 = 1 << 14;
+
+/// The device.
+pub struct Block {
+    disk: Box<dyn Disk>,
+    id: [u8; 20],
+    is_read_only: bool,
+    queues: u16,
+    registers: Arc<OwnRegisters>,
+    counters: Arc<Counters>,
+    operations: Option<Bucket>,
+    bytes: Option<Bucket>,
+    /// Queues that wait for a limit, and until when.
+    waits: u64,
+    wakes_at: Option<Instant>,
+}
+
+impl Block {
+    /// A disk that the guest knows by `id`, at most 20 bytes of it.
+    pub fn new(
+        disk: Box<dyn Disk>,
+        id: &str,
+        is_read_only: bool,
+        queues: u16,
+        limits: DiskLimits,
+    ) -> Self {
+        let mut padded = [0; 20];
+        for (place, byte) in padded.iter_mut().zip(id.bytes()) {
+            *place = byte;
+        }
+        let now = Instant::now();
+        let bucket = |rate: Option<std::num::NonZeroU64>| {
+            let rate = rate?.get();
+            let burst = (rate as f64 * BURST.as_secs_f64()) as u64;
+            Some(Bucket::new(rate, burst, now))
+        };
+        Self {
+            registers: Arc::new(OwnRegisters::new(
+                registers(disk.bytes() / SECTOR_BYTES, queues),
+                0..0,
+            )),
+            disk,
+            id: padded,
+            is_read_only,
+            queues,
+            counters: Arc::default(),
+            operations: bucket(limits.operations_per_second),
+            bytes: bucket(limits.bytes_per_second),
+            waits: 0,
+            wakes_at: None,
+        }
+    }
+
+    /// Whether the limits let a request through; if not, the device wakes when they do.
+    fn may(&mut self, bytes: u64) -> bool {
+        let now = Instant::now();
+        let mut wait = Duration::ZERO;
+        for (bucket, cost) in [(&mut self.operations, 1), (&mut self.bytes, bytes)] {
+            if let Some(bucket) = bucket
+                && !bucket.has(cost, now)
+            {
+                wait = wait.max(bucket.wait(cost));
+            }
+        }
+        if wait > Duration::ZERO {
+            self.wakes_at = Some(now + wait);
+            return false;
+        }
+        for (bucket, cost) in [(&mut self.operations, 1), (&mut self.bytes, bytes)] {
+            if let Some(bucket) = bucket {
+                bucket.pay(cost);
+            }
+        }
+        true
+    }
+
+    fn answer(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        writes_through: bool,
+    ) -> Result<u32, Broken> {
+        let request = Request::parse(memory, chain)?;
+        let (status, written) = match self.carry_out(memory, &request, writes_through) {
+            Ok(written) => (Status::Done, written),
+            Err(DiskError::Unsupported) => (Status::Unsupported, 0),
+            Err(DiskError::Failed(_)) => (Status::Failed, 0),
+        };
+        if status != Status::Done {
+            self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        self.counters.operations.fetch_add(1, Ordering::Relaxed);
+        queue::scatter(memory, &[request.status], &[status as u8])?;
+        Ok(written.saturating_add(1))
+    }
+
+    /// Answers how many bytes the guest got.
+    fn carry_out(
+        &mut self,
+        memory: &GuestMemory,
+        request: &Request,
+        writes_through: bool,
+    ) -> Result<u32, DiskError> {
+        let changes = !matches!(
+            request.kind,
+            RequestKind::Read | RequestKind::Flush | RequestKind::Id
+        );
+        if changes && self.is_read_only {
+            return Err(DiskError::read_only());
+        }
+        let size = self.disk.bytes();
+        match request.kind {
+            RequestKind::Read => {
+                let bytes = queue::length(&request.writable);
+                let at = Range::of_data(request.sector, bytes, size)?;
+                self.disk.read(memory, at.start, &request.writable)?;
+                self.counters
+                    .written_bytes
+                    .fetch_add(bytes, Ordering::Relaxed);
+                Ok(u32::try_from(bytes).unwrap_or(u32::MAX))
+            }
+            RequestKind::Write => {
+                let bytes = queue::length(&request.readable);
+                let at = Range::of_data(request.sector, bytes, size)?;
+                self.disk.write(memory, at.start, &request.readable)?;
+                self.counters.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+                if writes_through {
+                    self.disk.flush()?;
+                }
+                Ok(0)
+            }
+            RequestKind::Flush => self.disk.flush().map(|()| 0),
+            RequestKind::Id => {
+                let count = queue::scatter(memory, &request.writable, &self.id);
+                count.map_err(|_| DiskError::Unsupported)
+            }
+            RequestKind::Discard | RequestKind::Zeroes => {
+                let range = request.cleared(memory, size, CLEAR_BYTES_MAX)?;
+                if request.kind == RequestKind::Discard {
+                    self.disk.discard(range.start, range.bytes)?;
+                } else {
+                    self.disk.zero(range.start, range.bytes, range.may_unmap)?;
+                }
+                if writes_through {
+                    self.disk.flush()?;
+                }
+                Ok(0)
+            }
+            RequestKind::Unknown => Err(DiskError::Unsupported),
+        }
+    }
+}
+
+impl Backend for Block {
+    fn kind(&self) -> Kind {
+        Kind::Block
+    }
+
+    fn features(&self) -> u64 {
+        let writable = FEATURE_DISCARD | FEATURE_ZEROES;
+        let common = FEATURE_SEGMENTS | FEATURE_BLOCK_SIZE | FEATURE_FLUSH;
+        let kind = if self.is_read_only {
+            FEATURE_READ_ONLY
+        } else {
+            writable
+        };
+        let queues = if self.queues > 1 { FEATURE_QUEUES } else { 0 };
+        common | kind | queues
+    }
+
+    fn queues(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; self.queues.into()]
+    }
+
+    fn registers(&self) -> Arc<OwnRegisters> {
+        Arc::clone(&self.registers)
+    }
+
+    fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    fn rules(&self) -> Rules {
+        self.disk.rules()
+    }
+
+    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), Broken> {
+        let writes_through = !running.has(FEATURE_FLUSH);
+        for _ in 0..QUEUE_SIZE {
+            let Some(chain) = running.pop(queue)? else {
+                if running.listen(queue)? {
+                    running.again(queue);
+                }
+                return running.tell(queue);
+            };
+            if !self.may(chain.readable_bytes() + chain.writable_bytes()) {
+                running.put_back(queue);
+                self.waits |= 1 << queue;
+                return running.tell(queue);
+            }
+            let written = self.answer(running.memory(), &chain, writes_through)?;
+            running.push(queue, chain.head, written)?;
+        }
+        running.again(queue);
+        running.tell(queue)
+    }
+
+    /// Another process may read the disk next.
+    fn rest(&mut self, _running: &mut Running) {
+        if !self.is_read_only && self.disk.flush().is_err() {
+            self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn wakes_at(&self) -> Option<Instant> {
+        self.wakes_at
+    }
+
+    fn wake(&mut self, running: &mut Running) -> Result<(), Broken> {
+        self.wakes_at = None;
+        let waits = std::mem::take(&mut self.waits);
+        for queue in (0..usize::from(self.queues)).filter(|queue| waits & 1 << queue != 0) {
+            running.again(queue);
+        }
+        Ok(())
+    }
+
+    fn refresh(&mut self) -> bool {
+        let before = self.disk.bytes();
+        if self.disk.refresh().is_err() {
+            self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        let sectors = self.disk.bytes() / SECTOR_BYTES;
+        self.registers.set(0, &sectors.to_le_bytes());
+        before != self.disk.bytes()
+    }
+
+    fn reset(&mut self) {
+        self.waits = 0;
+        self.wakes_at = None;
+    }
+}
+
+/// The device's registers (virtio 1.3, 5.2.4).
+fn registers(sectors: u64, queues: u16) -> Vec<u8> {
+    let clear_sectors = (CLEAR_BYTES_MAX / SECTOR_BYTES) as u32;
+    let mut bytes = vec![0; 60];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, &sectors.to_le_bytes());
+    put(12, &SEGMENTS_MAX.to_le_bytes());
+    put(20, &(SECTOR_BYTES as u32).to_le_bytes());
+    put(34, &queues.to_le_bytes());
+    put(36, &clear_sectors.to_le_bytes());
+    put(40, &1u32.to_le_bytes()); // one range in a discard
+    put(44, &8u32.to_le_bytes()); // 4 KiB, of which files are made
+    put(48, &clear_sectors.to_le_bytes());
+    put(52, &1u32.to_le_bytes());
+    put(56, &[1]); // zeros may be holes
+    bytes
+}

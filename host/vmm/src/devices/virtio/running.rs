@@ -1,0 +1,129 @@
+//! What a device has while its driver is ready: the negotiated features, the queues, guest memory.
+
+use std::sync::Arc;
+
+use dwcp_memory::GuestMemory;
+
+use super::{Broken, Chain, Interrupts, Queue};
+use crate::kvm::Vm;
+
+/// A device in use, seen by its backend.
+#[derive(Debug)]
+pub struct Running {
+    /// What the driver accepted.
+    pub features: u64,
+    vm: Arc<Vm>,
+    queues: Vec<Option<Queue>>,
+    interrupts: Arc<Interrupts>,
+    /// Queues that have more entries than were taken.
+    again: u64,
+}
+
+impl Running {
+    /// With queues as the driver set them up; `None` is one that it did not enable.
+    pub fn new(
+        features: u64,
+        vm: Arc<Vm>,
+        queues: Vec<Option<Queue>>,
+        interrupts: Arc<Interrupts>,
+    ) -> Self {
+        Self {
+            features,
+            vm,
+            queues,
+            interrupts,
+            again: 0,
+        }
+    }
+
+    /// Whether the driver accepted all of these features.
+    pub fn has(&self, features: u64) -> bool {
+        self.features & features == features
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemory {
+        self.vm.memory()
+    }
+
+    /// The queues, with how far they are.
+    pub fn queues(&self) -> &[Option<Queue>] {
+        &self.queues
+    }
+
+    /// Takes the next entry of a queue.
+    pub fn pop(&mut self, queue: usize) -> Result<Option<Chain>, Broken> {
+        match self.queues.get_mut(queue) {
+            Some(Some(open)) => open.pop(self.vm.memory()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Puts back the entry that was taken last.
+    pub fn put_back(&mut self, queue: usize) {
+        if let Some(Some(open)) = self.queues.get_mut(queue) {
+            open.put_back();
+        }
+    }
+
+    /// Gives an entry back.
+    pub fn push(&mut self, queue: usize, head: u16, written: u32) -> Result<(), Broken> {
+        match self.queues.get_mut(queue) {
+            Some(Some(open)) => open.push(self.vm.memory(), head, written),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the driver of entries that were given back, if it wants to be told.
+    pub fn tell(&mut self, queue: usize) -> Result<(), Broken> {
+        if let Some(Some(open)) = self.queues.get_mut(queue)
+            && open.wants_interrupt(self.vm.memory())?
+        {
+            self.interrupts.queue(queue);
+        }
+        Ok(())
+    }
+
+    /// Asks to be told of new entries; answers whether some have come already.
+    pub fn listen(&mut self, queue: usize) -> Result<bool, Broken> {
+        match self.queues.get_mut(queue) {
+            Some(Some(open)) => open.listen(self.vm.memory()),
+            _ => Ok(false),
+        }
+    }
+
+    /// Serves the entries of a queue, each at once; `serve` answers how many bytes it wrote. Takes no more than the
+    /// queue holds, so that the thread hears what else is asked of it; what is left is served next.
+    pub fn each(
+        &mut self,
+        queue: usize,
+        mut serve: impl FnMut(&GuestMemory, &Chain) -> Result<u32, Broken>,
+    ) -> Result<(), Broken> {
+        let Some(Some(open)) = self.queues.get_mut(queue) else {
+            return Ok(());
+        };
+        let memory = self.vm.memory();
+        open.ignore(memory)?;
+        for _ in 0..open.size() {
+            let Some(chain) = open.pop(memory)? else {
+                break;
+            };
+            let written = serve(memory, &chain)?;
+            open.push(memory, chain.head, written)?;
+        }
+        if open.listen(memory)? {
+            self.again |= 1 << queue;
+        }
+        self.tell(queue)
+    }
+
+    /// Has a queue served again soon, although the driver says nothing.
+    pub fn again(&mut self, queue: usize) {
+        self.again |= 1 << queue;
+    }
+
+    /// Queues to serve again; asked for once.
+    pub fn take_again(&mut self) -> u64 {
+        std::mem::take(&mut self.again)
+    }
+}

@@ -1,0 +1,353 @@
+//! The thread of one device: waits for its queues and for orders, and lets the backend serve.
+//!
+//! What always holds: while it is paused it touches neither queues nor guest memory; every order is answered; a driver
+//! that keeps a queue full cannot keep it from hearing an order.
+
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dwcp_jail::LastWords;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Backend, Broken, Interrupts, QueueState, Running, Unfit};
+use crate::filters;
+
+/// How long a thread may take to answer: a slow disk may keep a request in flight for a while.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const STACK_BYTES: usize = 256 << 10;
+
+/// What a device did so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests served.
+    pub operations: AtomicU64,
+    /// Bytes from the guest.
+    pub read_bytes: AtomicU64,
+    /// Bytes to the guest.
+    pub written_bytes: AtomicU64,
+    /// Requests that failed, and breaks of the specification.
+    pub errors: AtomicU64,
+}
+
+/// What a worker's thread is told.
+#[derive(Debug)]
+pub enum Order {
+    /// The driver is ready.
+    Activate(Box<Running>),
+    /// The driver reset the device.
+    Reset,
+    /// Stop touching guest memory.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Look whether what the device stands on has changed.
+    Refresh,
+    /// Say how far the queues are, and what the backend remembers.
+    Save,
+    /// Take back what the backend remembered.
+    Load(Vec<u8>),
+}
+
+/// What it answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// It gave up its system calls, or could not.
+    Confined(Result<(), dwcp_jail::ConfineError>),
+    /// It was done.
+    Done,
+    /// The state does not fit.
+    Unfit,
+    /// Its queues, empty if its driver is not ready; and what the backend remembers.
+    Saved(Vec<Option<QueueState>>, Vec<u8>),
+}
+
+/// Why a worker did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The thread could not be started.
+    #[error("The thread of device {0} could not be started")]
+    Start(String, #[source] std::io::Error),
+    /// The thread could not give up its system calls.
+    #[error("Device {0} could not be confined")]
+    Confine(String, #[source] dwcp_jail::ConfineError),
+    /// No answer came in time, or the wrong one.
+    #[error("Device {0} does not answer: end this VM")]
+    Silent(String),
+    /// A state that this device did not write.
+    #[error("The state of device {0} does not fit it")]
+    Unfit(String),
+}
+
+/// A device's thread, seen from outside.
+#[derive(Debug)]
+pub struct Worker {
+    name: String,
+    lane: Mutex<Lane>,
+    bell: Arc<EventFd>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    orders: SyncSender<Order>,
+    answers: Receiver<Answer>,
+}
+
+impl Worker {
+    /// Starts the thread of a device, paused. Its system calls are given up before [`Self::wait_confined`] returns.
+    pub fn start(
+        name: &str,
+        backend: Box<dyn Backend>,
+        kicks: Arc<[EventFd]>,
+        interrupts: Arc<Interrupts>,
+        counters: Arc<Counters>,
+        last_words: LastWords,
+    ) -> Result<Self, WorkerError> {
+        let failed = |error| WorkerError::Start(name.to_owned(), error);
+        let (orders, inbox) = sync_channel(1);
+        let (outbox, answers) = sync_channel(1);
+        let bell = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(failed)?;
+        let bell = Arc::new(bell);
+        let thread = Thread {
+            backend,
+            kicks,
+            interrupts,
+            counters,
+            bell: Arc::clone(&bell),
+            inbox,
+            outbox,
+            running: None,
+            is_paused: true,
+        };
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || thread.run(last_words))
+            .map_err(failed)?;
+        Ok(Self {
+            name: name.to_owned(),
+            lane: Mutex::new(Lane { orders, answers }),
+            bell,
+        })
+    }
+
+    /// Waits until the thread has given up its system calls.
+    pub fn wait_confined(&self) -> Result<(), WorkerError> {
+        let lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        match lane.answers.recv_timeout(ANSWER_TIMEOUT) {
+            Ok(Answer::Confined(result)) => {
+                result.map_err(|error| WorkerError::Confine(self.name.clone(), error))
+            }
+            _ => Err(WorkerError::Silent(self.name.clone())),
+        }
+    }
+
+    /// Gives an order and waits until it was carried out.
+    pub fn order(&self, order: Order) -> Result<Answer, WorkerError> {
+        let silent = || WorkerError::Silent(self.name.clone());
+        let lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        lane.orders.try_send(order).map_err(|_| silent())?;
+        // Cannot fail: the thread empties it before it could be full.
+        let _ = self.bell.write(1);
+        match lane.answers.recv_timeout(ANSWER_TIMEOUT) {
+            Ok(Answer::Unfit) => Err(WorkerError::Unfit(self.name.clone())),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(silent()),
+        }
+    }
+
+    /// What another thread writes to when it gives an order.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        borrow(&self.bell)
+    }
+}
+
+struct Thread {
+    backend: Box<dyn Backend>,
+    kicks: Arc<[EventFd]>,
+    interrupts: Arc<Interrupts>,
+    counters: Arc<Counters>,
+    bell: Arc<EventFd>,
+    inbox: Receiver<Order>,
+    outbox: SyncSender<Answer>,
+    running: Option<Box<Running>>,
+    is_paused: bool,
+}
+
+/// What happened.
+#[derive(Default)]
+struct Happened {
+    order: bool,
+    watched: bool,
+    queues: u64,
+}
+
+impl Thread {
+    fn run(mut self, last_words: LastWords) {
+        let confined = filters::confine_device(last_words, self.backend.rules());
+        let mut lives = confined.is_ok();
+        lives &= self.outbox.send(Answer::Confined(confined)).is_ok();
+        while lives {
+            let happened = self.wait();
+            if happened.order {
+                lives = self.obey();
+            }
+            if let Err(broken) = self.serve(&happened) {
+                self.stop(&broken);
+            }
+        }
+    }
+
+    /// Whether queues may be touched.
+    fn is_at_work(&self) -> bool {
+        !self.is_paused && self.running.is_some() && !self.interrupts.needs_reset()
+    }
+
+    fn wait(&mut self) -> Happened {
+        let again = match (self.is_at_work(), &mut self.running) {
+            (true, Some(running)) => running.take_again(),
+            _ => 0,
+        };
+        let mut fds = vec![PollFd::new(borrow(&self.bell), PollFlags::POLLIN)];
+        let mut timeout = PollTimeout::NONE;
+        let mut watches = false;
+        if self.is_at_work() {
+            let kicks = self.kicks.iter();
+            fds.extend(kicks.map(|kick| PollFd::new(borrow(kick), PollFlags::POLLIN)));
+            if let Some((fd, events)) = self.backend.watch() {
+                fds.push(PollFd::new(fd, events));
+                watches = true;
+            }
+            timeout = match self.backend.wakes_at() {
+                _ if again != 0 => PollTimeout::ZERO,
+                Some(at) => until(at),
+                None => PollTimeout::NONE,
+            };
+        }
+        // Fails only for arguments that it never has; then nothing happened.
+        let _ = poll(&mut fds, timeout);
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        let mut happened = Happened {
+            order: ready[0],
+            watched: watches && ready[ready.len() - 1],
+            queues: again,
+        };
+        for (queue, kick) in self.kicks.iter().enumerate() {
+            if ready.len() > queue + 1 && ready[queue + 1] && kick.read().is_ok() {
+                happened.queues |= 1 << queue;
+            }
+        }
+        happened
+    }
+
+    fn serve(&mut self, happened: &Happened) -> Result<(), Broken> {
+        if !self.is_at_work() {
+            return Ok(());
+        }
+        let Some(running) = self.running.as_deref_mut() else {
+            return Ok(());
+        };
+        for queue in 0..self.kicks.len() {
+            if happened.queues & 1 << queue != 0 {
+                self.backend.serve(queue, running)?;
+            }
+        }
+        if happened.watched {
+            self.backend.ready(running)?;
+        }
+        if self
+            .backend
+            .wakes_at()
+            .is_some_and(|at| at <= Instant::now())
+        {
+            self.backend.wake(running)?;
+        }
+        Ok(())
+    }
+
+    /// Carries out an order; answers whether another may come.
+    fn obey(&mut self) -> bool {
+        let _ = self.bell.read();
+        let Ok(order) = self.inbox.try_recv() else {
+            return true;
+        };
+        let answer = match order {
+            Order::Activate(running) => {
+                self.running = Some(running);
+                self.begin();
+                Answer::Done
+            }
+            Order::Reset => {
+                self.running = None;
+                self.backend.reset();
+                Answer::Done
+            }
+            Order::Pause => {
+                let at_work = self.is_at_work();
+                if let (true, Some(running)) = (at_work, self.running.as_deref_mut()) {
+                    self.backend.rest(running);
+                }
+                self.is_paused = true;
+                Answer::Done
+            }
+            Order::Resume => {
+                self.is_paused = false;
+                self.begin();
+                Answer::Done
+            }
+            Order::Refresh => {
+                if self.backend.refresh() {
+                    self.interrupts.configuration();
+                }
+                Answer::Done
+            }
+            Order::Save => {
+                let queues = self.running.iter().flat_map(|running| running.queues());
+                let states = queues.map(|queue| queue.as_ref().map(super::Queue::state));
+                Answer::Saved(states.collect(), self.backend.save())
+            }
+            Order::Load(bytes) => match self.backend.load(&bytes) {
+                Ok(()) => Answer::Done,
+                Err(Unfit) => Answer::Unfit,
+            },
+        };
+        self.outbox.send(answer).is_ok()
+    }
+
+    /// A driver may have said something while nobody listened: every queue is looked at.
+    fn begin(&mut self) {
+        if !self.is_at_work() {
+            return;
+        }
+        if let Some(running) = self.running.as_deref_mut() {
+            for queue in 0..self.kicks.len() {
+                running.again(queue);
+            }
+            if let Err(broken) = self.backend.begin(running) {
+                self.stop(&broken);
+            }
+        }
+    }
+
+    /// The driver broke the specification.
+    fn stop(&mut self, _broken: &Broken) {
+        self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        self.interrupts.need_reset();
+    }
+}
+
+fn until(at: Instant) -> PollTimeout {
+    let left = at.saturating_duration_since(Instant::now());
+    // Rounded up, so that the wait does not end before the time has come.
+    PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+}
+
+/// The event's descriptor.
+pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    let fd: RawFd = event.as_raw_fd();
+    // SAFETY: the event stays open as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
