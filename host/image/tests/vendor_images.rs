@@ -257,7 +257,7 @@ fn what_a_qcow2_names_is_refused_and_what_it_cannot_have_is_said() {
         "--object",
         "secret,id=s,data=abc",
         "-o",
-        "encrypt.format=luks,encrypt.key-secret=s",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
     ];
     let reason = create("locked.qcow2", &secret);
     assert!(reason.contains("encrypted"), "{reason}");
