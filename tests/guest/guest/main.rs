@@ -4,7 +4,6 @@
 //! for what it prints and obeys.
 #![no_std]
 #![no_main]
-#![allow(dead_code)]
 
 mod attacks;
 mod balloon;
@@ -27,6 +26,7 @@ mod rng;
 mod serial;
 mod tasks;
 mod virtio;
+mod vsock;
 mod work;
 
 use core::fmt::Write;

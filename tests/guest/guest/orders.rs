@@ -62,6 +62,10 @@ pub struct Orders {
     pub balloon_follow: bool,
     /// `balloon=report`: tell it of those that are free.
     pub balloon_report: bool,
+    /// `vsock=connect:PORT:BYTES`: send to a port of the host, which sends back.
+    pub vsock_connect: Option<(u32, u64)>,
+    /// `vsock=listen:PORT`: send back what comes to a port.
+    pub vsock_listen: Option<u32>,
     /// `io_rate=`: transfers begun per second beside the work; 0 for none.
     pub io_rate: u64,
     /// `event_idx=0`: do not use VIRTIO_F_EVENT_IDX.
@@ -109,6 +113,8 @@ impl Orders {
             offload: false,
             balloon_follow: false,
             balloon_report: false,
+            vsock_connect: None,
+            vsock_listen: None,
             io_rate: 1000,
             event_index: true,
             indirect: false,
@@ -134,6 +140,7 @@ impl Orders {
             b"offload" => self.offload = value == b"1",
             b"balloon" if value == b"follow" => self.balloon_follow = true,
             b"balloon" if value == b"report" => self.balloon_report = true,
+            b"vsock" => self.take_vsock(value),
             b"io_rate" => set(&mut self.io_rate, value),
             b"event_idx" => self.event_index = value != b"0",
             b"indirect" => self.indirect = value == b"1",
@@ -183,6 +190,18 @@ impl Orders {
         }
     }
 
+    fn take_vsock(&mut self, value: &[u8]) {
+        let port = |digits| number(digits).and_then(|port| u32::try_from(port).ok());
+        match split(value) {
+            (b"listen", Some(digits)) => self.vsock_listen = port(digits),
+            (b"connect", Some(rest)) => {
+                let (digits, bytes) = split(rest);
+                self.vsock_connect = port(digits).zip(bytes.and_then(number));
+            }
+            _ => {}
+        }
+    }
+
     fn take_address(&mut self, value: &[u8]) {
         let mut parts = value.splitn(2, |byte| *byte == b'/');
         let prefix = |digits| number(digits).filter(|prefix| *prefix <= 32);
@@ -215,11 +234,16 @@ impl Orders {
         self.balloon_follow || self.balloon_report
     }
 
+    /// Whether there is anything to do with sockets.
+    pub fn wants_vsock(&self) -> bool {
+        self.vsock_connect.is_some() || self.vsock_listen.is_some()
+    }
+
     /// Whether there is anything to do with any device.
     pub fn wants_devices(&self) -> bool {
         let is_any_assault = self.assaults.iter().any(Option::is_some);
         let is_any_use = self.rng_bytes > 0 || self.wants_disks() || self.wants_nets();
-        self.msix || is_any_assault || is_any_use || self.wants_balloons()
+        self.msix || is_any_assault || is_any_use || self.wants_balloons() || self.wants_vsock()
     }
 }
 

@@ -34,3 +34,11 @@ pub fn add_to_sum(sum: u64, bytes: &[u8]) -> u64 {
         (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
     })
 }
+
+/// Counts the bytes that are not the pattern from byte `offset` on, which may be any.
+pub fn wrong_bytes(seed: u64, offset: u64, bytes: &[u8]) -> u64 {
+    let wrong = (offset..)
+        .zip(bytes)
+        .filter(|(at, byte)| word(seed, at / 8).to_le_bytes()[(at % 8) as usize] != **byte);
+    wrong.count() as u64
+}

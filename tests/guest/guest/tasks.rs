@@ -15,6 +15,7 @@ use crate::serial::{self, Serial};
 use crate::virtio::dma::Arena;
 use crate::virtio::pci::{Addresses, Function};
 use crate::virtio::{self, Platform};
+use crate::vsock::{self, Server, Vsock};
 
 /// Devices of one kind that are looked at.
 const DEVICES_MAX: usize = 8;
@@ -24,6 +25,7 @@ const DEVICES_MAX: usize = 8;
 pub struct Services {
     disks: [Option<Repeat>; DEVICES_MAX],
     nets: [Option<NetServices>; DEVICES_MAX],
+    vsock: Option<Server>,
     balloon: Option<Balloon>,
 }
 
@@ -33,6 +35,7 @@ impl Services {
         Self {
             disks: [const { None }; DEVICES_MAX],
             nets: [const { None }; DEVICES_MAX],
+            vsock: None,
             balloon: None,
         }
     }
@@ -44,6 +47,9 @@ impl Services {
         }
         for net in self.nets.iter_mut().flatten() {
             net.step(now);
+        }
+        if let Some(server) = &mut self.vsock {
+            server.step();
         }
         if let Some(balloon) = &mut self.balloon {
             balloon.step(now);
@@ -87,6 +93,9 @@ pub unsafe fn carry_out(params: &Params, clock: Clock, spare: Range<u64>) -> Ser
         }
         if orders.wants_nets() {
             run_nets(params, &mut platform, &mut services);
+        }
+        if orders.wants_vsock() {
+            services.vsock = run_vsock(params, &mut platform);
         }
         if orders.wants_balloons() {
             services.balloon = run_balloon(params, spare, &mut platform);
@@ -191,6 +200,29 @@ fn run_nets(params: &Params, platform: &mut Platform, services: &mut Services) {
             let _ = writeln!(Serial, "guest: net {number}: fault: {fault}");
         }
     });
+}
+
+/// The first socket device; answers the service if there is to be one.
+fn run_vsock(params: &Params, platform: &mut Platform) -> Option<Server> {
+    let orders = &params.orders;
+    let Some(function) = virtio::find(Kind::Vsock, 0) else {
+        let _ = writeln!(Serial, "guest: vsock: no device");
+        return None;
+    };
+    let mut run = || {
+        let mut vsock = Vsock::open(0, function, platform)?;
+        if let Some((port, bytes)) = orders.vsock_connect {
+            vsock::connect(&mut vsock, port, bytes, params.seed, platform.clock);
+        }
+        match orders.vsock_listen {
+            Some(port) => Server::new(vsock, port, platform).map(Some),
+            None => Ok(None),
+        }
+    };
+    run().unwrap_or_else(|fault: virtio::Fault| {
+        let _ = writeln!(Serial, "guest: vsock 0: fault: {fault}");
+        None
+    })
 }
 
 /// The first balloon; answers it if it is to go on.

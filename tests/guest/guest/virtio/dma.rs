@@ -83,11 +83,6 @@ impl Region {
         self.address
     }
 
-    /// Its length.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// What it holds. Not to be used for what a device may be writing at this moment.
     pub fn slice(&self) -> &[u8] {
         fence(Ordering::Acquire);
