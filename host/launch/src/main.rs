@@ -84,7 +84,6 @@ fn main() -> anyhow::Result<()> {
     };
     let sandbox = Sandbox::new(arguments.verbose).context("/dev/null cannot be opened")?;
     let groups = Groups::find();
-    let networks = Networks::new(arguments.network_prefix, Nft::new(arguments.nft));
     let (listener, socket) = listen(&arguments.socket, arguments.allow_uid)?;
     eprintln!(
         "dwcp-launch: Serving user {} at {}; {}; {} user namespaces",
@@ -97,6 +96,7 @@ fn main() -> anyhow::Result<()> {
             "without"
         },
     );
+    let networks = Networks::new(arguments.network_prefix, Nft::new(arguments.nft));
     let children = Children::new(sandbox, programs, groups, networks, arguments.uid_base);
     let result = Server::new(listener, signals, arguments.allow_uid, children).run();
     drop(socket);

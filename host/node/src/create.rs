@@ -9,7 +9,7 @@ use dwcp_control::records::{
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
 use crate::errors::{impossible, invalid, record};
-use crate::hardware::DEFAULT_NETWORK;
+use crate::hardware::{self, DEFAULT_NETWORK};
 use crate::node::Node;
 use crate::state::{now_ms, object};
 use crate::vms;
@@ -36,6 +36,7 @@ pub(crate) async fn create(
     let _addresses = node.addresses.lock().await;
     spec.networks = node.wish_networks(&id, &networks).await?;
     vms::check(&spec)?;
+    hardware::check_setup(&spec, &id, &request.name)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
         node.images.open_image(digest)?;
     }
@@ -163,7 +164,7 @@ async fn bare(node: &Node, request: &VmCreate) -> Answer<VmSpec> {
         (Some(kernel), _) => kernel.clone(),
         (None, Some(disk)) => disk.kernel.clone().ok_or_else(|| {
             invalid(format!(
-                "The image has no kernel that was found: {} Give one with --kernel",
+                "The image cannot be booted: {}",
                 disk.remarks.join(" ")
             ))
         })?,

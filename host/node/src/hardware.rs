@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use dwcp_api::service::Answer;
 use dwcp_control::Name;
 use dwcp_control::records::{
-    DiskFormat, DiskSpec, Image, NetworkSpec, Vm, VmCreate, VmPhase, VmSpec,
+    DiskFormat, DiskSpec, GuestSetup, Image, NetworkSpec, Vm, VmCreate, VmPhase, VmSpec,
 };
 use dwcp_image::{seed, volume};
 use dwcp_launch::address::Ipv4Prefix;
@@ -21,7 +21,7 @@ use dwcp_launch::protocol::{NetworkKind, NicSpec};
 use dwcp_vmm::config::{Device, DiskFormat as Layer, DiskLimits, NetLimits};
 use serde::{Deserialize, Serialize};
 
-use crate::errors::{conflict, impossible, internal, invalid, record};
+use crate::errors::{chain, conflict, impossible, internal, invalid, record};
 use crate::node::Node;
 
 /// Most disks of a machine.
@@ -34,6 +34,8 @@ pub(crate) const ROOT: &str = "root";
 const SEED: &str = "cidata";
 /// The network that every host has.
 pub(crate) const DEFAULT_NETWORK: &str = "default";
+/// Longest user data: it is part of the machine's record, which the store bounds.
+const USER_DATA_BYTES_MAX: usize = 256 << 10;
 /// What a copy-on-write file needs beyond its disk's size: tables, a 32nd of it and a little.
 const TABLES_BYTES: u64 = 64 << 20;
 
@@ -95,6 +97,34 @@ pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
         }
     }
     Ok(())
+}
+
+/// Checks what cloud-init is to be told.
+pub(crate) fn check_setup(spec: &VmSpec, id: &str, name: &Name) -> Answer<()> {
+    let Some(setup) = &spec.setup else {
+        return Ok(());
+    };
+    if setup
+        .user_data
+        .as_ref()
+        .is_some_and(|text| text.len() > USER_DATA_BYTES_MAX)
+    {
+        return Err(invalid(format!(
+            "User data has at most {} KiB",
+            USER_DATA_BYTES_MAX >> 10
+        )));
+    }
+    seed::check(&told(setup, id, name)).map_err(|error| invalid(chain(&error)))
+}
+
+fn told<'a>(setup: &'a GuestSetup, id: &'a str, name: &'a Name) -> seed::Seed<'a> {
+    seed::Seed {
+        instance_id: id,
+        hostname: name.as_str(),
+        ssh_keys: &setup.ssh_keys,
+        user_data: setup.user_data.as_deref(),
+        network: None,
+    }
 }
 
 /// Why a machine cannot move to another host, if its hardware holds it here.
@@ -224,12 +254,11 @@ impl Node {
             .ensure_network(name.as_str(), NetworkKind::Nat, subnet)
             .await?;
         if kept.is_none() {
-            let subnet = network.subnet;
-            let put = self
-                .records
-                .networks
-                .put(name.as_str(), &KeptNetwork { subnet });
-            put.await.map_err(record)?;
+            let keep = KeptNetwork {
+                subnet: network.subnet,
+            };
+            let kept = self.records.networks.put(name.as_str(), &keep).await;
+            kept.map_err(record)?;
         }
         Ok(network.subnet)
     }
@@ -245,14 +274,8 @@ impl Node {
             self.add_disk(&mut hardware, &dir, vm, disk).await?;
         }
         if let Some(setup) = &vm.spec.setup {
-            let seed = seed::make(&seed::Seed {
-                instance_id: &vm.id,
-                hostname: vm.name.as_str(),
-                ssh_keys: &setup.ssh_keys,
-                user_data: setup.user_data.as_deref(),
-                network: None,
-            });
-            let bytes = seed.map_err(|error| invalid(crate::errors::chain(&error)))?;
+            let made = seed::make(&told(setup, &vm.id, &vm.name));
+            let bytes = made.map_err(|error| invalid(chain(&error)))?;
             hardware
                 .descriptors
                 .push(in_memory(&bytes).map_err(internal)?);

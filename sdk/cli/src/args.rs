@@ -20,6 +20,7 @@ use crate::output::Format;
     arg_required_else_help = true,
     subcommand_required = true,
     after_help = "Examples:
+  dwcp vm create web --image ./debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub
   dwcp vm create web --kernel ./vmlinuz --initrd ./initrd --memory 1GiB --vcpus 2 --tag owner=me
   dwcp vm create web --template dwcp/worker --param memory_mib=512
   dwcp vm console web
@@ -74,7 +75,7 @@ pub enum Command {
     /// Hosts: this one and those it was introduced to
     #[command(subcommand)]
     Host(HostCommand),
-    /// Images: kernels and initial RAM disks, by digest
+    /// Images: disks, kernels and initial RAM disks, by digest
     #[command(subcommand)]
     Image(ImageCommand),
     /// Virtual machines

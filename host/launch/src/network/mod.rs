@@ -248,8 +248,10 @@ impl Networks {
         } else {
             self.apply_rules()
         };
-        if let Err(error) = result {
-            tell("Rules about a removed network stay", &error);
+        match result {
+            // Without the program there were never any.
+            Ok(()) | Err(NftError::Missing { .. }) => {}
+            Err(error) => tell("Rules about a removed network stay", &error),
         }
         self.stop_forwarding();
         self.let_go();

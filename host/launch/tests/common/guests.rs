@@ -57,7 +57,7 @@ impl Bed {
     pub fn guest(&self, network: &str, subnet: Ipv4Prefix, last: u8) -> Guest {
         let spec = nic(network, subnet, last);
         let name = format!("vm-{network}-{last}");
-        let vmm = spawn(&self.launcher, &name, &[spec.clone()]);
+        let vmm = spawn(&self.launcher, &name, std::slice::from_ref(&spec));
         Guest {
             vmm: RefCell::new(vmm),
             name,
@@ -65,6 +65,12 @@ impl Bed {
             address: spec.address.address(),
             seen: RefCell::default(),
         }
+    }
+
+    /// Whether the host forwards IPv4.
+    pub fn forwards(&self) -> bool {
+        let switch = self.host.run("cat", &["/proc/sys/net/ipv4/ip_forward"]);
+        switch.trim() == "1"
     }
 
     /// A socket of the host's, or of the machine outside.
@@ -82,11 +88,10 @@ impl Bed {
     /// Takes away what looks at packets to and through the host.
     pub fn open_host(&self) {
         self.delete_table("inet");
-        let _ = self
-            .host
-            .command("/usr/sbin/nft")
-            .args(["delete", "table", "ip", "dwcp-forwarding"])
-            .status();
+        // It is not there when no NAT network is.
+        let guard = ["delete", "table", "ip", "dwcp-forwarding"];
+        let mut nft = self.host.command("/usr/sbin/nft");
+        let _ = nft.args(guard).output();
     }
 
     fn delete_table(&self, family: &str) {
@@ -94,18 +99,41 @@ impl Bed {
         self.host.run("/usr/sbin/nft", &arguments);
     }
 
-    /// Whether any link or rule of the launcher's is there.
+    /// Every link and rule of the launcher's that is there.
     pub fn leftovers(&self) -> Vec<String> {
-        let links = self.host.links();
+        let links = self.host.run("ip", &["-o", "link", "show"]);
+        let links = links
+            .lines()
+            .filter_map(|line| line.split([':', '@']).nth(1));
         let rules = self.host.rules();
         let marks = [self.prefix.as_str(), "dwcp-forwarding"];
         links
-            .lines()
             .chain(rules.lines())
             .filter(|line| marks.iter().any(|mark| line.contains(mark)))
-            .map(str::to_owned)
+            .map(|line| line.trim().to_owned())
             .collect()
     }
+}
+
+impl Drop for Bed {
+    /// A test that failed, or killed its launcher, leaves a lock that is no one's.
+    fn drop(&mut self) {
+        if self.launcher.process.try_wait().unwrap().is_none() {
+            self.launcher.stop();
+        }
+        for lock in locks(&self.prefix) {
+            let _ = std::fs::remove_file(lock);
+        }
+    }
+}
+
+/// The files by which launchers with this prefix hold its names.
+pub fn locks(prefix: &str) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir("/run").unwrap().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().ends_with(&format!(".{prefix}.lock")))
+        .collect()
 }
 
 /// An interface whose addresses end with `last`.

@@ -65,41 +65,55 @@ impl Launcher {
     /// With another program than the stand-in for movers.
     pub fn start_with_mover(arguments: &[&str], mover: Option<&str>) -> Self {
         let program = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"));
-        Self::start_command(program, arguments, mover)
+        Self::start_command(program, arguments, [None, mover])
     }
 
     /// In a network namespace, with a prefix of its own for networks.
     pub fn start_in(namespace: &namespaces::Namespace, prefix: &str, arguments: &[&str]) -> Self {
-        let program = namespace.command(env!("CARGO_BIN_EXE_dwcp-launch"));
-        let own = ["--allow-uid", "0", "--network-prefix", prefix];
-        Self::start_command(program, &[&own[..], arguments].concat(), None)
+        Self::start_in_with_vmm(namespace, prefix, arguments, None)
     }
 
-    fn start_command(mut program: Command, arguments: &[&str], mover: Option<&str>) -> Self {
+    /// With another program than the stand-in for VMMs.
+    pub fn start_in_with_vmm(
+        namespace: &namespaces::Namespace,
+        prefix: &str,
+        arguments: &[&str],
+        vmm: Option<&str>,
+    ) -> Self {
+        let program = namespace.command(env!("CARGO_BIN_EXE_dwcp-launch"));
+        let own = ["--allow-uid", "0", "--network-prefix", prefix];
+        Self::start_command(program, &[&own[..], arguments].concat(), [vmm, None])
+    }
+
+    fn start_command(
+        mut program: Command,
+        arguments: &[&str],
+        programs: [Option<&str>; 2],
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let stand_in = env!("CARGO_BIN_EXE_dwcp-launch-stand-in");
+        let [vmm, mover] = programs.map(|program| program.unwrap_or(stand_in));
         let mut process = program
             .arg("--socket")
             .arg(directory.path().join("launch.sock"))
-            .args([
-                "--vmm",
-                stand_in,
-                "--mover",
-                mover.unwrap_or(stand_in),
-                "--reader",
-                stand_in,
-            ])
+            .args(["--vmm", vmm, "--mover", mover, "--reader", vmm])
             .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It says one line when it serves.
         let mut log = BufReader::new(process.stderr.take().unwrap());
+        // From here on a failure ends it.
+        let mut launcher = Self {
+            process,
+            directory,
+            groups: Vec::new(),
+        };
+        // It says one line when it serves.
         let mut line = String::new();
         log.read_line(&mut line).unwrap();
         assert!(line.contains("Serving user"), "{line}");
-        let groups = line
+        launcher.groups = line
             .split([' ', ';'])
             .filter(|word| word.starts_with("/sys/fs/cgroup"))
             .map(PathBuf::from)
@@ -110,11 +124,7 @@ impl Launcher {
                 println!("launcher: {line}");
             }
         });
-        Self {
-            process,
-            directory,
-            groups,
-        }
+        launcher
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -12,8 +12,9 @@ use crate::{progress, units};
 /// Commands about images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Upload a kernel or an initial RAM disk
-    #[command(after_help = "Example:
+    /// Upload a disk image, a kernel or an initial RAM disk
+    #[command(after_help = "Examples:
+  dwcp image add ./debian-13-genericcloud-amd64.qcow2
   dwcp image add ./vmlinuz --label debian-13-cloud")]
     Add {
         /// The file
@@ -39,18 +40,38 @@ pub async fn run(context: &Context, command: ImageCommand) -> anyhow::Result<()>
     match command {
         ImageCommand::Add { file, label } => {
             let image = upload(context, &file, label).await?;
-            let sentence = format!("{} is stored as {}", image.label, image.digest);
-            output.done(&image, &sentence)
+            output.done(&image, &stored(&image))
         }
         ImageCommand::List => {
             let images = client.image_list().all().await?;
-            output.list(&images, &["DIGEST", "SIZE", "LABEL", "STORED"], row)
+            output.list(&images, &["DIGEST", "SIZE", "KIND", "LABEL", "STORED"], row)
         }
         ImageCommand::Remove { digest } => {
             client.image_delete(&digest).await?;
             output.gone(&format!("{digest} is gone"))
         }
     }
+}
+
+/// What there is to say of a stored image.
+fn stored(image: &Image) -> String {
+    let mut text = format!("{} is stored as {}", image.label, image.digest);
+    if let Some(disk) = &image.disk {
+        text += &format!("\n{} disk of {}", disk.format, units::size(disk.size_bytes));
+        if let Some(kernel) = &disk.kernel {
+            let what = match disk.initrd {
+                Some(_) => "kernel and initial RAM disk were",
+                None => "kernel was",
+            };
+            let short = kernel.get(..12).unwrap_or(kernel);
+            text += &format!("\nits {what} found in it and stored too ({short})");
+            text += &format!("\nkernel command line: {}", disk.cmdline);
+        }
+        for remark in &disk.remarks {
+            text += &format!("\n{remark}");
+        }
+    }
+    text
 }
 
 /// Uploads a file with a progress bar; one that the host has already is not sent again.
@@ -78,6 +99,10 @@ fn row(image: &Image) -> Vec<String> {
     vec![
         image.digest.clone(),
         units::size(image.size_bytes),
+        match &image.disk {
+            Some(disk) => format!("{} disk", disk.format),
+            None => "file".into(),
+        },
         image.label.clone(),
         units::moment(image.created_ms),
     ]

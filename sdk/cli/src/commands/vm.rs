@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use dwcp_sdk::types::{MigrateRequest, Operation, Vm, VmCreate};
+use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, NetworkSpec, Operation, Vm, VmCreate};
 use futures::StreamExt;
 
 use super::console::{self, ConsoleArgs};
@@ -18,6 +19,7 @@ use crate::{table, units};
 pub enum VmCommand {
     /// Create a machine, from a kernel or from a template, and start it
     #[command(after_help = "Examples:
+  dwcp vm create web --image ./debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub --disk data=10GiB
   dwcp vm create web --kernel ./vmlinuz --initrd ./initrd --cmdline console=ttyS0 --memory 1GiB --vcpus 2
   dwcp vm create web --template dwcp/worker --param memory_mib=512 --tag owner=me --tag project=shop")]
     Create(Box<CreateArgs>),
@@ -76,8 +78,29 @@ pub enum VmCommand {
 pub struct CreateArgs {
     /// Its name, unique in the project
     name: String,
+    /// Disk image to boot (qcow2 or raw, as vendors ship them): a file to upload, or the digest of an image
+    #[arg(long, value_name = "FILE", conflicts_with = "template")]
+    image: Option<PathBuf>,
+    /// Size of the disk that the image becomes, such as 20GiB; the image's own if absent
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, requires = "image")]
+    disk_size: Option<u64>,
+    /// One more disk, empty at first; may be given several times
+    #[arg(long = "disk", value_name = "NAME=SIZE", value_parser = sized)]
+    disks: Vec<(String, u64)>,
+    /// Network to be on (`default`); may be given several times
+    #[arg(long = "network", value_name = "NAME")]
+    networks: Vec<String>,
+    /// Be on no network, which a machine from an image otherwise is
+    #[arg(long, conflicts_with = "networks")]
+    no_network: bool,
+    /// File with SSH public keys that may log in (cloud-init); may be given several times
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    ssh_keys: Vec<PathBuf>,
+    /// File with user data for cloud-init: `#cloud-config` or a script
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
     /// Kernel (bzImage, vmlinux or PVH ELF): a file to upload, or the digest of an image
-    #[arg(long, value_name = "FILE", required_unless_present = "template")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["template", "image"])]
     kernel: Option<PathBuf>,
     /// Template, as PUBLISHER/NAME[@VERSION]
     #[arg(long, value_name = "TEMPLATE")]
@@ -91,8 +114,8 @@ pub struct CreateArgs {
     /// Kernel command line
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
-    /// Guest memory, such as 1GiB
-    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, required_unless_present = "template")]
+    /// Guest memory, such as 1GiB, which is what a machine from an image has otherwise
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, required_unless_present_any = ["template", "image"])]
     memory: Option<u64>,
     /// Virtual CPUs, 1 to 32
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
@@ -179,7 +202,22 @@ fn warn(operation: &Operation) {
 }
 
 async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
+    let setup = setup(&args)?;
+    let disk = |(name, size_bytes)| DiskSpec {
+        name,
+        image: None,
+        size_bytes,
+        read_only: false,
+        operations_per_second: None,
+        bytes_per_second: None,
+    };
+    let networks = (args.no_network || !args.networks.is_empty()).then_some(args.networks);
     let request = VmCreate {
+        image: content(context, args.image).await?,
+        root_bytes: args.disk_size,
+        disks: args.disks.into_iter().map(disk).collect(),
+        networks,
+        setup,
         template: args.template,
         parameters: args.parameters.into_iter().collect(),
         kernel: content(context, args.kernel).await?,
@@ -216,6 +254,34 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
         }
     }
     context.output.done(&vm, &sentence)
+}
+
+/// What cloud-init is told.
+fn setup(args: &CreateArgs) -> anyhow::Result<Option<GuestSetup>> {
+    if args.ssh_keys.is_empty() && args.user_data.is_none() {
+        return Ok(None);
+    }
+    let read = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path);
+        text.with_context(|| format!("{} could not be read", path.display()))
+    };
+    let mut ssh_keys = Vec::new();
+    for path in &args.ssh_keys {
+        let text = read(path)?;
+        let lines = text.lines().map(str::trim);
+        let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        ssh_keys.extend(keys.map(str::to_owned));
+    }
+    Ok(Some(GuestSetup {
+        ssh_keys,
+        user_data: args.user_data.as_ref().map(read).transpose()?,
+    }))
+}
+
+/// Reads `NAME=SIZE`.
+fn sized(text: &str) -> Result<(String, u64), String> {
+    let (name, size) = pair(text)?;
+    Ok((name, units::parse_size(&size)?))
 }
 
 /// The digest of a file, uploaded if need be, or a digest that was given as such.
@@ -308,9 +374,32 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("kernel", vm.spec.kernel.clone()),
         ("initrd", optional(&vm.spec.initrd)),
         ("cmdline", vm.spec.cmdline.clone()),
+        ("disks", lines(vm.spec.disks.iter().map(disk))),
+        ("networks", lines(vm.spec.networks.iter().map(network))),
         ("restart", vm.spec.restart.to_string()),
         ("tags", table::pairs(&vm.spec.tags)),
         ("created", units::moment(vm.created_ms)),
         ("started", units::moment(vm.started_ms)),
     ]
+}
+
+fn lines(lines: impl Iterator<Item = String>) -> String {
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn disk(disk: &DiskSpec) -> String {
+    let access = if disk.read_only { ", read-only" } else { "" };
+    let image = match &disk.image {
+        Some(digest) => format!(" over image {}", digest.get(..12).unwrap_or(digest)),
+        None => String::new(),
+    };
+    format!(
+        "{}: {}{image}{access}",
+        disk.name,
+        units::size(disk.size_bytes)
+    )
+}
+
+fn network(card: &NetworkSpec) -> String {
+    format!("{}: {}, {}", card.network, card.address, card.mac)
 }

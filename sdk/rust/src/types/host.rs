@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::words;
+
 /// A host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Host {

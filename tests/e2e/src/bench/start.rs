@@ -167,6 +167,7 @@ fn without_launcher(bench: &Bench, programs: &Programs) -> anyhow::Result<f64> {
         config: &config,
         guest: &guest,
         kernel: Some((kernel, None)),
+        devices: Vec::new(),
     })?;
     let process = open_process(vmm.pid())?;
     vmm.client()?.run(1)?;
