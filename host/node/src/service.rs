@@ -6,7 +6,6 @@ use dwcp_api::service::{
 };
 use dwcp_api::{Fault, Principal, Service};
 use dwcp_control::Name;
-use dwcp_control::ownership::Ownership;
 use dwcp_control::records::{
     AuditCheckpoint, AuditRecord, Binding, Decision, Desired, Event, Host, HostAdd, Image,
     MarketplaceItem, MigrateRequest, Migration, Operation, Plugin, PluginInstall, Policy, Template,
