@@ -249,3 +249,23 @@ fn frames_that_come_twice_are_applied_once() {
     ));
     assert_eq!(bench.right.read(0), [2; 4096]);
 }
+
+#[test]
+fn a_silent_peer_fails_the_transfer() {
+    let pages = 64;
+    let mut configs = configurations(pages, 1);
+    configs.0.idle_timeout_ms = 1000;
+    configs.1.idle_timeout_ms = 1000;
+    // Nobody comes at all.
+    let bench = Bench::new(pages, &configs);
+    for events in [&bench.from_source, &bench.from_destination] {
+        let reason = failure(next(events));
+        assert!(reason.contains("in time"), "{reason}");
+    }
+    // Somebody comes, proves who they are, and falls silent.
+    let bench = Bench::new(pages, &configs);
+    let mut peer = Peer::connect(&bench, &configs.0);
+    let reason = failure(next(&bench.from_destination));
+    assert!(reason.contains("silent"), "{reason}");
+    assert!(matches!(peer.answer(), Answer::Closed | Answer::Error(_)));
+}
