@@ -67,7 +67,7 @@ fn a_start_that_fails_half_way_leaves_nothing() {
     let mut spawn = |nics: &[_], bytes, descriptors: usize| {
         let null = std::fs::File::open("/dev/null").unwrap();
         let given = vec![std::os::fd::AsFd::as_fd(&null); descriptors];
-        refusal(client.spawn_vmm_on_networks(&id("vm-1"), bytes, json!({}), &given, nics))
+        refusal(client.spawn_vmm_with(&id("vm-1"), bytes, 0, json!({}), &given, nics))
     };
     let good = nic("default", subnet, 5);
     let other = nic("default", subnet, 6);
@@ -134,7 +134,7 @@ fn a_program_that_cannot_start_leaves_no_tap() {
         .unwrap();
     let nics = [nic("default", network.subnet, 5)];
     let reason =
-        refusal(client.spawn_vmm_on_networks(&id("vm-1"), MEMORY_BYTES, json!({}), &[], &nics));
+        refusal(client.spawn_vmm_with(&id("vm-1"), MEMORY_BYTES, 0, json!({}), &[], &nics));
     assert!(reason.contains("execute its program"), "{reason}");
     let tap = format!("{prefix}-0-0");
     assert!(!host.links().contains(&tap) && !host.rules().contains(&format!("\"{tap}\"")));
@@ -440,7 +440,7 @@ fn a_network_costs_a_start_little() {
             let name = id(&format!("vm-{vm}"));
             let start = std::time::Instant::now();
             client
-                .spawn_vmm_on_networks(&name, MEMORY_BYTES, json!({}), &[], &nics)
+                .spawn_vmm_with(&name, MEMORY_BYTES, 0, json!({}), &[], &nics)
                 .unwrap();
             times.push(start.elapsed());
         }

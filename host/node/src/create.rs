@@ -351,15 +351,16 @@ mod tests {
             |vm| vm.placement.regions = vec!["right".into(), "left".into()],
         ];
         for change in good {
-            assert_eq!(with(change).unwrap().restart, RestartPolicy::OnCrash);
+            assert_eq!(with(change).unwrap().0.restart, RestartPolicy::OnCrash);
         }
-        let bad: [(Change, &str); 6] = [
+        let (_, networks) = with(|vm| vm.networks = vec!["lan".into()]).unwrap();
+        assert_eq!(networks, [Name::new("lan").unwrap()]);
+        let bad: [(Change, &str); 5] = [
             (|vm| vm.placement.regions = vec!["right".into()], "right"),
             (|vm| vm.placement.labels = vec!["gpu=yes".into()], "labels"),
             (|vm| vm.placement.groups = vec!["web".into()], "groups"),
             (|vm| vm.placement.apart_from = vec!["web".into()], "groups"),
             (|vm| vm.restart = Restart::Always, "always"),
-            (|vm| vm.networks = vec!["lan".into()], "networks"),
         ];
         for (change, what) in bad {
             let message = with(change).unwrap_err();
