@@ -5,7 +5,7 @@ mod common;
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -253,35 +253,22 @@ fn a_forbidden_call_ends_the_mover_and_is_named() {
 #[test]
 fn the_checks_reject_a_process_without_a_filter() {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_process_without_a_filter", "--ignored"])
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let thread = loop {
-        let waiting = possessed::thread_in(child.id(), libc::SYS_recvmsg);
-        if let Some(thread) = waiting {
-            break thread;
-        }
-        assert!(child.try_wait().unwrap().is_none(), "it does not wait");
-        std::thread::yield_now();
-    };
-    let threads = std::fs::read_dir(format!("/proc/{}/task", child.id()));
-    filtered(child.id(), threads.unwrap().count()).unwrap_err();
-    if let Err(error) = possessed::call(thread, libc::SYS_socket) {
+    let pid = unfiltered(&ours, &theirs);
+    filtered(pid as u32, 1).unwrap_err();
+    if let Err(error) = possessed::call(pid, libc::SYS_socket) {
         println!("SKIPPED the_checks_reject_a_process_without_a_filter: ptrace: {error}");
     }
     drop(ours);
-    let code = child.wait().unwrap().code();
+    let mut status = 0;
+    // SAFETY: `status` is valid for writing.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
     denied(code, None, "socket").unwrap_err();
     assert_eq!(code, Some(0), "it went on as if nothing had been");
 }
 
-/// The process of the test above: waits until its standard input, a socket, says something or is closed.
-#[test]
-#[ignore = "a process that another test starts"]
-fn a_process_without_a_filter() {
+/// Starts a process that waits until its socket says something or is closed, and ends.
+fn unfiltered(ours: &UnixStream, theirs: &UnixStream) -> i32 {
     let mut byte = [0u8; 1];
     let mut part = libc::iovec {
         iov_base: byte.as_mut_ptr().cast(),
@@ -291,8 +278,17 @@ fn a_process_without_a_filter() {
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut part;
     message.msg_iovlen = 1;
-    // SAFETY: the message and what it points to live through the call.
-    unsafe { libc::recvmsg(0, &mut message, 0) };
+    // SAFETY: the child makes system calls only, on a message and descriptors that live as long as it does.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            libc::close(ours.as_raw_fd());
+            libc::recvmsg(theirs.as_raw_fd(), &mut message, 0);
+            libc::_exit(0);
+        }
+        assert!(pid > 0, "{}", std::io::Error::last_os_error());
+        pid
+    }
 }
 
 #[test]
@@ -355,16 +351,6 @@ mod possessed {
     pub fn call(pid: i32, number: i64) -> Result<(), Error> {
         while !call_if_waiting(pid, number)? {}
         Ok(())
-    }
-
-    /// A thread of a process that waits in a system call, if there is one.
-    pub fn thread_in(pid: u32, number: i64) -> Option<i32> {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-        tasks.flatten().find_map(|task| {
-            let call = std::fs::read_to_string(task.path().join("syscall")).ok()?;
-            let waits = call.split(' ').next() == Some(&number.to_string());
-            waits.then(|| task.file_name().to_str()?.parse().ok())?
-        })
     }
 
     fn call_if_waiting(pid: i32, number: i64) -> Result<bool, Error> {
