@@ -128,11 +128,12 @@ proptest! {
     }
 
     #[test]
-    fn a_line_that_lacks_a_word_is_not_taken(number in 0..LINES.len(), at in 3..12_usize) {
-        let mut words: Vec<_> = LINES[number].split(' ').collect();
-        prop_assume!(at < words.len() && !LINES[number].contains("bench"));
-        words.remove(at);
-        let cut = words.join(" ");
+    fn a_line_that_was_cut_short_is_not_taken(number in 0..LINES.len(), kept in 1..20_usize) {
+        // The rates at the end of a measurement follow from the rest.
+        let line = LINES[number].trim_end().split(" per_s").next().unwrap();
+        let words: Vec<_> = line.split(' ').collect();
+        prop_assume!(kept < words.len());
+        let cut = words[..kept].join(" ");
         prop_assert!(!readers(&cut)[number], "{}", cut);
     }
 }
