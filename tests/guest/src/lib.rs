@@ -12,15 +12,29 @@
 //! (`reference`; or `zero`, `random`, `text`), `verify` 0, 1 or 2 (1; 2 also checks that untouched pages are zero, which
 //! allocates them), `tsc_khz`; `exit=reset` as the first word resets at the first instruction.
 //!
-//! Devices (virtio over PCI), each word off unless given, several with the same key add up:
-//! - `rng=BYTES`: reads entropy ([`said::RngRead`]);
-//! - `disk=check`: everything a disk can be asked for ([`said::DiskStep`]); `disk=read:MIB`: compares with
-//!   [`pattern`] under `seed` ([`said::DiskRead`]); `disk=bench:SECONDS` per measurement ([`said::Bench`]);
-//!   `disk=loop`: verified transfers beside the work, `io_rate` a second (1000; 0 none) ([`said::DiskLoop`]).
-//!   `disk_at_mib` (0) and `disk_mib` (1) say where and how much is written, `disk_only` which disk (all);
-//!   `disk=check` leaves the pattern of `seed` + 1 in the second half of what it wrote;
-//! - `event_idx=0`, `indirect=1`: how queues are used (event indices if offered, no indirect descriptors);
-//! - `then=reset`, `then=power-off`: how to end after all that is done once.
+//! Devices (virtio over PCI; what is said of them is in [`said`]). Each word is off unless given; words with the same
+//! key add up. What is done once is done in the order given here, before the work goes on:
+//! - `virtio=msix`: whether disk, entropy and network devices interrupt;
+//! - `virtio=hostile:ATTACK[:DEVICE[:QUEUE]]`: misbehaves towards devices; `all`, or one of `loop`, `next`, `index`,
+//!   `length`, `outside`, `jump`, `swapped`, `empty`, `indirect`, `unaligned`, `elsewhere`, `reset`, `registers`,
+//!   `random` (by `seed`); DEVICE is `disk` (the default), `net`, `rng`, `balloon` or `vsock`;
+//! - `rng=BYTES`: reads entropy;
+//! - `disk=check`: everything a disk can be asked for; `disk=read:MIB`: compares with [`pattern`] under `seed`;
+//!   `disk=bench:SECONDS` for each measurement; `disk=loop`: verified transfers beside the work. `disk_at_mib` (0) and
+//!   `disk_mib` (1) say where and how much is written, `disk_only` which disk (all). `disk=check` leaves the pattern of
+//!   `seed` + 1 in the second half of what it wrote;
+//! - `net=dhcp`: gets an address; `net=send:COUNT`: datagrams to a peer that echoes; `net=bench:SECONDS` for each
+//!   measurement; `net=echo[:PORT]` (7): sends datagrams back beside the work; `net=loop`: verified datagrams to the
+//!   peer beside the work. `ip=ADDRESS/PREFIX`, `router=ADDRESS`, `peer=ADDRESS:PORT`, `net_bytes` (1000) of a datagram,
+//!   `net_only` which interface (all), `offload=1` sums by the device and mergeable buffers. Pings are answered whenever
+//!   an interface is looked at;
+//! - `vsock=connect:PORT:BYTES`: sends the pattern of `seed` to a port of the host, which must send it back;
+//!   `vsock=listen:PORT`: sends back what comes, beside the work;
+//! - `balloon=report`: writes to all spare pages, then reports them as free; `balloon=follow`: gives the host as many
+//!   spare pages as it wants, beside the work;
+//! - `io_rate` (1000): what `loop` begins a second, 0 for none; `event_idx=0`, `indirect=1`: how queues are used (event
+//!   indices if offered, no indirect descriptors);
+//! - `then=reset`, `then=power-off`: ends when everything is done that is done once.
 //!
 //! A device that cannot be used: `guest: disk 0: fault: …`; one that is not there: `guest: disk: no device`.
 //!

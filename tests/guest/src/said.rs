@@ -3,7 +3,19 @@
 //!
 //! A line of another kind, or without all of its fields, is `None`, never half a record.
 
+mod disk;
+mod memory;
+mod net;
+mod transport;
+mod vsock;
+
 use std::net::Ipv4Addr;
+
+pub use disk::{DiskFound, DiskLoop, DiskRead, DiskResized, DiskStep};
+pub use memory::{BalloonFollow, BalloonFound, BalloonReported};
+pub use net::{NetEcho, NetFound, NetLease, NetLoop, NetSend};
+pub use transport::{Hostile, Msix};
+pub use vsock::{VsockConnect, VsockFound, VsockReset, VsockServed};
 
 /// Any such line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +112,8 @@ macro_rules! record {
     };
 }
 
+use record;
+
 record! {
     /// `rng=`: what came of it.
     RngRead, "rng", "bytes" {
@@ -107,151 +121,6 @@ record! {
         bytes: u64,
         /// Not all bytes were the same.
         varied: bool,
-    }
-}
-
-record! {
-    /// A disk as the guest found it.
-    DiskFound, "disk", "sectors" {
-        /// Its length, in sectors of 512 bytes.
-        sectors: u64,
-        /// What guest and device agreed on.
-        features: u64,
-        /// Queues in use.
-        queues: u64,
-        /// It takes no writes.
-        read_only: bool,
-        /// What it calls itself.
-        id: String,
-    }
-}
-
-/// A step of `disk=check`: `write`, `flush`, `verify`, `frames`, `discard`, `zeroes`, `last`, `beyond`, `nonsense`, and
-/// `check` at the end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskStep {
-    /// Which disk.
-    pub number: usize,
-    /// What was done.
-    pub step: String,
-    /// `ok`, `ioerr`, `unsupp`, `status-N`, `silent`; `differs` (content), `absent` (not offered), `finished` (`check`).
-    pub outcome: String,
-}
-
-impl DiskStep {
-    /// Reads a line.
-    pub fn parse(line: &str) -> Option<Self> {
-        let (step, outcome) = Said::parse(line)?.text.split_once(' ')?;
-        let (number, _) = Said::of(line, "disk", step)?;
-        (!outcome.contains(' ')).then(|| Self {
-            number,
-            step: step.to_owned(),
-            outcome: outcome.to_owned(),
-        })
-    }
-}
-
-record! {
-    /// `disk=read:`: what was there.
-    DiskRead, "disk", "read" {
-        /// Bytes read.
-        bytes: u64,
-        /// Their sum, by [`crate::pattern::add_to_sum`].
-        sum: u64,
-        /// Eight-byte words that are not the pattern of the seed.
-        wrong: u64,
-        /// Of the last transfer, as in [`DiskStep`].
-        outcome: String,
-    }
-}
-
-record! {
-    /// `disk=loop`, once a second: counts since the start, but for the slowest.
-    DiskLoop, "disk", "loop" {
-        /// Requests that ended.
-        transfers: u64,
-        /// Blocks that were not as they were last written.
-        bad: u64,
-        /// Requests that ended otherwise than well.
-        errors: u64,
-        /// The longest request since the last such line, in microseconds.
-        slow_us: u64,
-    }
-}
-
-record! {
-    /// A disk whose length has changed, noticed by `disk=loop`.
-    DiskResized, "disk", "resized" {
-        /// Its length, in sectors of 512 bytes.
-        sectors: u64,
-    }
-}
-
-record! {
-    /// A network interface as the guest found it.
-    NetFound, "net", "mac" {
-        /// Its address on the link, as six pairs of digits.
-        mac: String,
-        /// What guest and device agreed on.
-        features: u64,
-        /// The longest IP packet.
-        mtu: u64,
-        /// The link is up.
-        link: bool,
-    }
-}
-
-record! {
-    /// `net=dhcp`: what the server gave; what it did not say is zero.
-    NetLease, "net", "dhcp" {
-        /// Address and prefix: `10.0.2.15/24`.
-        address: String,
-        /// The way to other networks.
-        router: Ipv4Addr,
-        /// The first name server.
-        dns: Ipv4Addr,
-        /// Who gave it.
-        server: Ipv4Addr,
-        /// For how long, in seconds.
-        lease_s: u64,
-    }
-}
-
-record! {
-    /// `net=send:`: what became of the datagrams.
-    NetSend, "net", "send" {
-        /// Sent.
-        sent: u64,
-        /// Came back as they were sent.
-        echoed: u64,
-        /// Came back otherwise.
-        bad: u64,
-        /// Did not come back in time.
-        lost: u64,
-    }
-}
-
-record! {
-    /// `net=loop`, once a second: counts since the start, but for the slowest.
-    NetLoop, "net", "loop" {
-        /// Sent.
-        sent: u64,
-        /// Came back as they were sent.
-        echoed: u64,
-        /// Came back otherwise.
-        bad: u64,
-        /// Did not come back within a second.
-        lost: u64,
-        /// The longest echo since the last such line, in microseconds.
-        slow_us: u64,
-    }
-}
-
-record! {
-    /// `net=echo`, once a second.
-    NetEcho, "net", "echoed" {
-        /// Datagrams sent back so far.
-        echoed: u64,
     }
 }
 

@@ -19,7 +19,7 @@ const NEXT: u16 = 1;
 const INDIRECT: u16 = 4;
 const DESCRIPTOR_BYTES: usize = 16;
 /// A device that has done nothing by then will do nothing.
-const REACTION_MS: u64 = 100;
+const REACTION_MS: u64 = 200;
 /// A device that is reset and still writes would do so by then.
 const QUIET_MS: u64 = 20;
 const MARKER: u8 = 0x3c;

@@ -58,6 +58,8 @@ impl Machine {
             .args(devices)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // It complains of every misuse.
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let output = child.stdout.take().unwrap();
