@@ -5,18 +5,22 @@
 
 use dwcp_jail::{Condition, ConfineError, LastWords, Rule, Scope, allow, confine, runtime_rules};
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::limits::{ADDRESS_SPACE_BYTES_MAX, CPU_SECONDS_MAX};
 
-/// Bounds processor time and memory. Before [`give_up`], for good.
+/// Seconds between the signal that says why and the one that cannot be ignored.
+const CPU_GRACE_SECONDS: u64 = 2;
+
+/// Bounds processor time and memory, for good. What the launcher has bounded more narrowly stays so.
 pub(crate) fn limit() -> Result<(), Errno> {
-    setrlimit(Resource::RLIMIT_CPU, CPU_SECONDS_MAX, CPU_SECONDS_MAX)?;
-    setrlimit(
-        Resource::RLIMIT_AS,
-        ADDRESS_SPACE_BYTES_MAX,
-        ADDRESS_SPACE_BYTES_MAX,
-    )?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_CPU)?;
+    let hard = hard.min(CPU_SECONDS_MAX + CPU_GRACE_SECONDS);
+    let soft = hard.saturating_sub(CPU_GRACE_SECONDS).max(1);
+    setrlimit(Resource::RLIMIT_CPU, soft, hard)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_AS)?;
+    let bytes = hard.min(ADDRESS_SPACE_BYTES_MAX);
+    setrlimit(Resource::RLIMIT_AS, bytes, bytes)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
 }
 

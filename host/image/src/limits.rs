@@ -13,7 +13,7 @@ pub const VIRTUAL_BYTES_MAX: u64 = 64 << 40;
 pub const READ_BYTES_MAX: u64 = 6 << 30;
 
 /// Most processor time of the process, in seconds. What an image makes a parser do without reading ends here.
-pub const CPU_SECONDS_MAX: u64 = 120;
+pub const CPU_SECONDS_MAX: u64 = 60;
 
 /// Most memory that the process maps: 2 GiB.
 pub const ADDRESS_SPACE_BYTES_MAX: u64 = 2 << 30;

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use crate::disk::Disk;
 use crate::limits::{PARTITION_ENTRIES_MAX, PARTITIONS_MAX};
 
-/// Size of the blocks in which both tables count, in bytes. Images for disks with larger ones are rare and are read
-/// by their GPT alone, which says so by where it lies.
+/// Size of the blocks in which a master boot record counts, in bytes. A GPT may count in larger ones; which, shows by
+/// where it lies.
 const SECTOR_BYTES: u64 = 512;
 
 /// What kind of table there is.
@@ -67,8 +67,10 @@ pub struct Partition {
 pub struct Table {
     /// What kind of table it is.
     pub kind: TableKind,
-    /// What it lists, in its order; never empty for a disk that has any bytes.
+    /// What it lists, in its order.
     pub partitions: Vec<Partition>,
+    /// The numbers of partitions that do not lie within the disk, as in an image that was cut off.
+    pub beyond: Vec<u32>,
 }
 
 /// Why a table could not be read.
@@ -91,17 +93,11 @@ pub fn read(disk: &Disk) -> Result<Table, TableError> {
     if disk.bytes() >= SECTOR_BYTES {
         disk.read_at(0, &mut first)?;
     }
-    if let Some(partitions) = gpt::read(disk, mbr::is_protective(&first))? {
-        return Ok(Table {
-            kind: TableKind::Gpt,
-            partitions,
-        });
+    if let Some(list) = gpt::read(disk, mbr::is_protective(&first))? {
+        return Ok(list.table(TableKind::Gpt));
     }
     match mbr::read(disk, &first)? {
-        Some(partitions) => Ok(Table {
-            kind: TableKind::Mbr,
-            partitions,
-        }),
+        Some(list) => Ok(list.table(TableKind::Mbr)),
         None => Ok(whole(disk)),
     }
 }
@@ -117,20 +113,47 @@ fn whole(disk: &Disk) -> Table {
             bytes: disk.bytes(),
             unique: None,
         }],
+        beyond: Vec::new(),
     }
 }
 
-/// Adds a partition if it lies within the disk.
-fn add(partitions: &mut Vec<Partition>, disk: &Disk, new: Partition) -> Result<(), TableError> {
-    let end = new.start.checked_add(new.bytes);
-    if new.bytes == 0 || end.is_none_or(|end| end > disk.bytes()) {
-        return Ok(());
+/// The partitions of a table as they are found.
+#[derive(Debug)]
+struct List {
+    disk_bytes: u64,
+    partitions: Vec<Partition>,
+    beyond: Vec<u32>,
+}
+
+impl List {
+    fn new(disk: &Disk) -> Self {
+        Self {
+            disk_bytes: disk.bytes(),
+            partitions: Vec::new(),
+            beyond: Vec::new(),
+        }
     }
-    if partitions.len() == PARTITIONS_MAX {
-        return Err(TableError::TooMany);
+
+    fn add(&mut self, new: Partition) -> Result<(), TableError> {
+        let end = new.start.checked_add(new.bytes);
+        if self.partitions.len() + self.beyond.len() == PARTITIONS_MAX {
+            return Err(TableError::TooMany);
+        }
+        if new.bytes == 0 || end.is_none_or(|end| end > self.disk_bytes) {
+            self.beyond.push(new.number);
+        } else {
+            self.partitions.push(new);
+        }
+        Ok(())
     }
-    partitions.push(new);
-    Ok(())
+
+    fn table(self, kind: TableKind) -> Table {
+        Table {
+            kind,
+            partitions: self.partitions,
+            beyond: self.beyond,
+        }
+    }
 }
 
 /// The types that have a role here.

@@ -44,22 +44,26 @@ pub struct Ended {
 impl Ended {
     /// Whether the process was ended because it used too much processor time.
     pub fn is_too_long(&self) -> bool {
-        matches!(
-            self.status.signal(),
-            Some(libc::SIGXCPU) | Some(libc::SIGKILL)
-        )
+        self.status.signal() == Some(libc::SIGXCPU)
     }
 }
 
-/// Starts the program, waits at most `deadline` for its answer, and ends it.
-pub fn run(plan: Plan<'_>, deadline: Duration) -> io::Result<Ended> {
-    let until = Instant::now() + deadline;
+/// A program that was started. Killed when dropped.
+#[derive(Debug)]
+pub struct Started {
+    running: Running,
+    task: Task,
+    channel: Channel,
+    outputs: Option<(File, File)>,
+    words: LastWordsPipe,
+}
+
+/// Starts the program.
+pub fn start(plan: Plan<'_>) -> io::Result<Started> {
     let (ours, theirs) = UnixStream::pair()?;
-    ours.set_read_timeout(Some(deadline))?;
     let mut descriptors: Vec<OwnedFd> = vec![theirs.into()];
     descriptors.extend(plan.images.into_iter().map(OwnedFd::from));
-    let outputs = plan.outputs;
-    if let Some((kernel, initrd)) = &outputs {
+    if let Some((kernel, initrd)) = &plan.outputs {
         descriptors.push(kernel.as_fd().try_clone_to_owned()?);
         descriptors.push(initrd.as_fd().try_clone_to_owned()?);
     }
@@ -72,20 +76,41 @@ pub fn run(plan: Plan<'_>, deadline: Duration) -> io::Result<Ended> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()?;
-    // Its descriptors go with it, so that the socket closes when the process ends.
+    // Our copies of its descriptors go with the command, so that the socket closes when the process ends.
     drop(command);
-    let mut running = Running(child);
-    let answer = receive(
-        &mut Channel::new(ours),
-        plan.task,
-        outputs.as_ref().map(|(kernel, initrd)| (kernel, initrd)),
-    );
-    let status = running.end(until)?;
-    Ok(Ended {
-        answer,
-        status,
-        words: said(words),
+    Ok(Started {
+        running: Running(child),
+        task: plan.task.clone(),
+        channel: Channel::new(ours),
+        outputs: plan.outputs,
+        words,
     })
+}
+
+impl Started {
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.running.0.id()
+    }
+
+    /// Waits at most `deadline` for its answer and its end; kills it after that.
+    pub fn finish(mut self, deadline: Duration) -> io::Result<Ended> {
+        let until = Instant::now() + deadline;
+        let socket = self.channel.into_inner();
+        socket.set_read_timeout(Some(deadline))?;
+        let outputs = self.outputs.as_ref();
+        let answer = receive(
+            &mut Channel::new(socket),
+            &self.task,
+            outputs.map(|(kernel, initrd)| (kernel, initrd)),
+        );
+        let status = self.running.end(until)?;
+        Ok(Ended {
+            answer,
+            status,
+            words: said(self.words),
+        })
+    }
 }
 
 fn said(words: LastWordsPipe) -> Option<String> {
@@ -94,6 +119,7 @@ fn said(words: LastWordsPipe) -> Option<String> {
 }
 
 /// A process that is killed when it is dropped.
+#[derive(Debug)]
 struct Running(Child);
 
 impl Running {

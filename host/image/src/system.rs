@@ -74,7 +74,13 @@ impl System {
     pub fn open(disk: Disk) -> Result<Self, SystemError> {
         let disk = Rc::new(disk);
         let table = partitions::read(&disk)?;
-        let mut remarks = Vec::new();
+        let mut remarks: Vec<String> = table
+            .beyond
+            .iter()
+            .map(|number| {
+                format!("partition {number} does not lie within the disk; was the image cut off?")
+            })
+            .collect();
         let mut parts = Vec::with_capacity(table.partitions.len());
         let mut opened = 0;
         for partition in table.partitions {

@@ -53,7 +53,7 @@ pub fn create_qcow2(file: File, bytes: u64) -> Result<(), VolumeError> {
 }
 
 fn check(file: &File, bytes: u64) -> Result<(), VolumeError> {
-    if bytes == 0 || bytes > VIRTUAL_BYTES_MAX || bytes % SECTOR_BYTES != 0 {
+    if bytes == 0 || bytes > VIRTUAL_BYTES_MAX || !bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(VolumeError::Size(bytes));
     }
     match file.metadata()?.len() {

@@ -10,13 +10,13 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dwcp_channel::Channel;
 use dwcp_image::boot::Source;
 use dwcp_image::disk::{Expected, Format};
 use dwcp_image::protocol::{Answer, AnswerError, Job, Task, receive};
-use dwcp_image::spawn::{Ended, Plan, run};
+use dwcp_image::spawn::{Ended, Plan, Started};
 use support::*;
 
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -26,12 +26,23 @@ fn program() -> &'static Path {
 }
 
 fn start(job: Job, images: &[(&Path, Expected)], outputs: Option<(File, File)>) -> Ended {
+    begin(program(), job, images, outputs)
+        .finish(DEADLINE)
+        .unwrap()
+}
+
+fn begin(
+    program: &Path,
+    job: Job,
+    images: &[(&Path, Expected)],
+    outputs: Option<(File, File)>,
+) -> Started {
     let task = Task {
         job,
         images: images.iter().map(|(_, expected)| *expected).collect(),
     };
     let plan = Plan {
-        program: program(),
+        program,
         task: &task,
         images: images
             .iter()
@@ -39,7 +50,25 @@ fn start(job: Job, images: &[(&Path, Expected)], outputs: Option<(File, File)>) 
             .collect(),
         outputs,
     };
-    run(plan, DEADLINE).unwrap()
+    dwcp_image::spawn::start(plan).unwrap()
+}
+
+/// Waits until a process is confined: whether it has a filter, no new privileges, and which descriptors.
+fn confinement(pid: u32) -> (bool, bool, Vec<String>) {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let has = |line: &str| status.lines().any(|one| one == line);
+        if has("Seccomp:\t2") || Instant::now() > until {
+            let mut open: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            open.sort_by_key(|number| number.parse::<u32>().unwrap());
+            return (has("Seccomp:\t2"), has("NoNewPrivs:\t1"), open);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A whole disk with a kernel under its usual name.
@@ -162,6 +191,72 @@ fn by_hand_it_says_that_it_is_not_for_that() {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("not by hand"), "{text}");
+}
+
+/// A journal that says it is four thousand million blocks long and begins at the last of them: the crate that reads it
+/// counts them all, without reading a byte.
+#[test]
+fn what_takes_too_long_is_ended_and_said() {
+    let name = "what_takes_too_long_is_ended_and_said";
+    if !has_tools(name, &["mkfs.ext4", "sh"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    lay_out(&at("root"), &[("/etc/fstab", Content::File(b""))]);
+    let uuid = "9c3e58bd-3a7e-4b63-9c6c-7f5a2b0f6f10";
+    let options = [
+        "-b",
+        "1024",
+        "-I",
+        "256",
+        "-O",
+        "^metadata_csum,^64bit,extents,has_journal",
+    ];
+    make_ext4(&at("disk"), &at("root"), 8 * MIB, uuid, &options);
+    let mut image = fs::read(at("disk")).unwrap();
+    let number =
+        |image: &[u8], at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
+    let inodes = number(&image, 2 * 1024 + 8) as usize * 1024;
+    let inode = inodes + 7 * 256;
+    let journal = number(&image, inode + 0x28 + 12 + 8) as usize * 1024;
+    // It needs its journal.
+    image[1024 + 0x60] |= 4;
+    image[inode + 4..inode + 8].copy_from_slice(&0xffff_fc00u32.to_le_bytes());
+    image[inode + 0x6c..inode + 0x70].copy_from_slice(&0x3ffu32.to_le_bytes());
+    assert_eq!(image[journal..journal + 4], [0xc0, 0x3b, 0x39, 0x98]);
+    let mut put = |at: usize, bytes: &[u8]| {
+        image[journal + at..journal + at + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0x1c, &0xffff_fff0u32.to_be_bytes());
+    put(0x28, &0x12u32.to_be_bytes());
+    put(0x50, &[4]);
+    put(0xfc, &[0; 4]);
+    let sum = !crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(&image[journal..journal + 1024]);
+    image[journal + 0xfc..journal + 0x100].copy_from_slice(&sum.to_be_bytes());
+    fs::write(at("disk"), &image).unwrap();
+
+    // With a narrower limit than its own, so that the test need not wait for that.
+    let script = format!("#!/bin/sh\nulimit -t 3\nexec {} \"$@\"\n", text(program()));
+    fs::write(at("narrow"), script).unwrap();
+    fs::set_permissions(
+        at("narrow"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let started = begin(
+        &at("narrow"),
+        Job::Inspect,
+        &[(&at("disk"), Expected::Raw)],
+        None,
+    );
+    // While it counts, it can be looked at from outside.
+    let (has_filter, is_unprivileged, open) = confinement(started.pid());
+    assert!(has_filter && is_unprivileged);
+    assert_eq!(open, ["0", "1", "2", "3", "5", "6"]);
+    let ended = started.finish(DEADLINE).unwrap();
+    assert!(ended.is_too_long(), "{ended:?}");
+    assert!(matches!(ended.answer, Err(AnswerError::Channel(_))));
 }
 
 /// What a reader that was taken over could answer.

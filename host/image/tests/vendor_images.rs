@@ -630,6 +630,16 @@ fn a_backup_table_and_large_sectors_and_logical_partitions_are_read() {
         "{reason}"
     );
 
+    // The table is whole again, but the image ends within the root.
+    let cut = Debian::make();
+    let file = fs::OpenOptions::new().write(true).open(&cut.raw).unwrap();
+    file.set_len(30 * MIB).unwrap();
+    let reason = refused(chain(&cut.raw), folder);
+    assert!(
+        reason.contains("partition 2 does not lie within the disk"),
+        "{reason}"
+    );
+
     let logical = debian.at("logical.raw");
     sparse(&logical, 60 * MIB);
     let script = "label: dos\nlabel-id: 0xdeadbeef\nstart=2048, size=110000, type=5\nstart=4096, size=2048, \

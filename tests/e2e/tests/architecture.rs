@@ -94,7 +94,6 @@ const UNKNOWN_TO: &[(&str, &[&str])] = &[
             "dwcp-api",
             "kvm-ioctls",
             "kvm-bindings",
-            "vm-memory",
             "rustls",
             "tokio",
             "axum",

@@ -5,9 +5,9 @@
 //!
 //! | order | place | module |
 //! |---|---|---|
-//! | 1 | Boot Loader Specification entries, `loader/entries/*.conf` | [`entries`] |
-//! | 2 | GRUB's generated configuration | [`grub`] |
-//! | 3 | `/vmlinuz`, `/boot/vmlinuz`, the newest `vmlinuz-*` | [`links`] |
+//! | 1 | Boot Loader Specification entries, `loader/entries/*.conf` | `entries` |
+//! | 2 | GRUB's generated configuration | `grub` |
+//! | 3 | `/vmlinuz`, `/boot/vmlinuz`, the newest `vmlinuz-*` | `links` |
 
 mod command_line;
 mod entries;

@@ -3,7 +3,7 @@
 //! What always holds: nothing is written; paths, symbolic links, directories and files are bounded; a file system that
 //! is not read is named, so that a person knows what to do. What it must not know: what the files are for.
 //!
-//! [`Volume`] follows links and walks directories; the file systems beneath ([`ext`], [`fat`]) only look up plain paths.
+//! [`Volume`] follows links and walks directories; the file systems beneath (`ext`, `fat`) only look up plain paths.
 
 mod ext;
 mod fat;

@@ -6,7 +6,7 @@
 use crc::{CRC_32_ISO_HDLC, Crc};
 use uuid::Uuid;
 
-use super::{PARTITION_ENTRIES_MAX, Partition, SECTOR_BYTES, TableError, add, role};
+use super::{List, PARTITION_ENTRIES_MAX, Partition, SECTOR_BYTES, TableError, role};
 use crate::bytes::{array, le32, le64};
 use crate::disk::Disk;
 
@@ -17,11 +17,11 @@ const ENTRY_BYTES: std::ops::RangeInclusive<u32> = 128..=1024;
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
 /// Reads the table, if the disk has one. `announced` says that the master boot record speaks of one.
-pub(super) fn read(disk: &Disk, announced: bool) -> Result<Option<Vec<Partition>>, TableError> {
+pub(super) fn read(disk: &Disk, announced: bool) -> Result<Option<List>, TableError> {
     let mut damage = None;
     for block_bytes in [SECTOR_BYTES, 4096] {
         match read_at(disk, block_bytes, block_bytes)? {
-            Found::Table(partitions) => return Ok(Some(partitions)),
+            Found::Table(list) => return Ok(Some(list)),
             Found::Damaged(why) => damage = Some(why),
             Found::Nothing => {}
         }
@@ -33,15 +33,15 @@ pub(super) fn read(disk: &Disk, announced: bool) -> Result<Option<Vec<Partition>
         let Some(last) = (disk.bytes() / block_bytes).checked_sub(1) else {
             continue;
         };
-        if let Found::Table(partitions) = read_at(disk, last * block_bytes, block_bytes)? {
-            return Ok(Some(partitions));
+        if let Found::Table(list) = read_at(disk, last * block_bytes, block_bytes)? {
+            return Ok(Some(list));
         }
     }
     Err(TableError::Gpt(damage.unwrap_or("there is no header")))
 }
 
 enum Found {
-    Table(Vec<Partition>),
+    Table(List),
     Damaged(&'static str),
     Nothing,
 }
@@ -74,16 +74,16 @@ fn read_at(disk: &Disk, at: u64, block_bytes: u64) -> Result<Found, TableError> 
     if CRC.checksum(&entries) != header.entries_checksum {
         return Ok(Found::Damaged("the checksum of its entries is wrong"));
     }
-    let mut partitions = Vec::new();
+    let mut list = List::new(disk);
     for (index, entry) in entries
         .chunks_exact(header.entry_bytes as usize)
         .enumerate()
     {
         if let Some(partition) = partition(index as u32 + 1, entry, block_bytes) {
-            add(&mut partitions, disk, partition)?;
+            list.add(partition)?;
         }
     }
-    Ok(Found::Table(partitions))
+    Ok(Found::Table(list))
 }
 
 struct Header {

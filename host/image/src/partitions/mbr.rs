@@ -3,7 +3,7 @@
 //! What always holds: a chain of extended tables is followed only forwards from one to the next within bounds, so one
 //! that bites its tail ends. A boot sector of a file system, which carries the same signature, is not taken for a table.
 
-use super::{PARTITION_ENTRIES_MAX, Partition, Role, SECTOR_BYTES, TableError, add};
+use super::{List, PARTITION_ENTRIES_MAX, Partition, Role, SECTOR_BYTES, TableError};
 use crate::bytes::le32;
 use crate::disk::Disk;
 
@@ -35,25 +35,24 @@ pub(super) fn is_protective(sector: &[u8]) -> bool {
 }
 
 /// Reads the table that `sector`, the disk's first, may hold.
-pub(super) fn read(disk: &Disk, sector: &[u8]) -> Result<Option<Vec<Partition>>, TableError> {
+pub(super) fn read(disk: &Disk, sector: &[u8]) -> Result<Option<List>, TableError> {
     if !is_table(sector) {
         return Ok(None);
     }
     let signature = le32(sector, DISK_SIGNATURE_AT).unwrap_or(0);
-    let mut partitions = Vec::new();
+    let mut list = List::new(disk);
     let mut extended = None;
     for (index, entry) in entries(sector).enumerate() {
         if kind::EXTENDED.contains(&entry.kind) {
             extended = extended.or(Some(entry.first));
         } else if entry.kind != kind::EMPTY {
-            let found = partition(signature, index as u32 + 1, 0, entry);
-            add(&mut partitions, disk, found)?;
+            list.add(partition(signature, index as u32 + 1, 0, entry))?;
         }
     }
     if let Some(start) = extended {
-        add_logical(disk, signature, start.into(), &mut partitions)?;
+        add_logical(disk, signature, start.into(), &mut list)?;
     }
-    Ok(Some(partitions).filter(|partitions| !partitions.is_empty()))
+    Ok(Some(list))
 }
 
 /// A table has a status of 0 or 0x80 in all entries, at least one in use, and none of no size.
@@ -77,12 +76,7 @@ fn is_table(sector: &[u8]) -> bool {
 }
 
 /// Follows the chain of extended tables that begins at sector `base`.
-fn add_logical(
-    disk: &Disk,
-    signature: u32,
-    base: u64,
-    partitions: &mut Vec<Partition>,
-) -> Result<(), TableError> {
+fn add_logical(disk: &Disk, signature: u32, base: u64, list: &mut List) -> Result<(), TableError> {
     let mut at = base;
     for number in 5..PARTITION_ENTRIES_MAX {
         let mut sector = [0; SECTOR_BYTES as usize];
@@ -101,7 +95,7 @@ fn add_logical(
             return Ok(());
         };
         if own.kind != kind::EMPTY {
-            add(partitions, disk, partition(signature, number, at, own))?;
+            list.add(partition(signature, number, at, own))?;
         }
         let following = base + u64::from(next.first);
         if !kind::EXTENDED.contains(&next.kind) || following <= at {
