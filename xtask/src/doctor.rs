@@ -31,7 +31,7 @@ impl Found {
         Self {
             kvm: machine::kvm(),
             root: machine::root(),
-            missing_packages: packages::missing(&packages::NESTED),
+            missing_packages: missing_packages(),
             apt: machine::on_path("apt-get").is_some(),
             linux: linux::present(),
         }
@@ -120,6 +120,15 @@ fn nested(found: &Found) -> Vec<String> {
         skipped.push("the tier nested: Debian's kernel comes by apt-get, which is not here".into());
     }
     skipped
+}
+
+/// Packages that tests need and that are not here.
+fn missing_packages() -> Vec<&'static str> {
+    let mut missing = packages::missing(&packages::NESTED);
+    missing.extend(packages::missing(&packages::TESTS));
+    missing.sort_unstable();
+    missing.dedup();
+    missing
 }
 
 fn packages_state(found: &Found) -> String {

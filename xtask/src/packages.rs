@@ -14,6 +14,22 @@ use crate::machine;
 /// What the nested tier needs: an emulated machine, and the makings of an initramfs.
 pub const NESTED: [&str; 3] = ["qemu-system-x86", "busybox-static", "cpio"];
 
+/// What other tests need: makers of disk images and file systems, rules for networks, and an emulated machine beside
+/// which our guest's drivers are tested.
+pub const TESTS: [&str; 11] = [
+    "busybox-static",
+    "qemu-system-x86",
+    "qemu-utils",
+    "e2fsprogs",
+    "xfsprogs",
+    "btrfs-progs",
+    "dosfstools",
+    "mtools",
+    "fdisk",
+    "nftables",
+    "iproute2",
+];
+
 /// Those of `wanted` that are not installed. On a machine without dpkg: those whose program is not on `PATH`.
 pub fn missing<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
     let have = |package: &str| match machine::on_path("dpkg-query") {

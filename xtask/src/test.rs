@@ -100,6 +100,12 @@ pub fn stages(plan: &Plan) -> Result<Vec<(&'static str, Outcome)>> {
         environment.push(("DWCP_BIN_DIR".into(), folder.display().to_string()));
     }
 
+    if let Err(error) = step("Preparing the tools that tests use", || {
+        packages::ensure(&packages::TESTS)
+    }) {
+        // The tests that need them say so, and are skipped.
+        println!("{error:#}");
+    }
     for tier in Tier::ALL {
         if tier == Tier::Plugins || !wanted(tier) {
             continue;

@@ -25,6 +25,7 @@ impl Programs {
             "dwcp-launch",
             "dwcp-vmm",
             "dwcp-mover",
+            "dwcp-image",
             "dwcp-wan",
             "dwcp",
         ] {

@@ -1,0 +1,240 @@
+//! A vendor's disk image becomes a machine: its kernel is found, its disk is written over, its network card has an
+//! address, and what is on its disk outlives its processes.
+
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use dwcp_e2e::{Bed, BedOptions, Programs};
+use dwcp_guest::pattern;
+use dwcp_guest::said::DiskStep;
+use dwcp_sdk::Client;
+use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, VmCreate};
+use dwcp_wan::{Queue, Settings};
+use futures::StreamExt;
+
+const PROJECT: &str = "default";
+const MIB: u64 = 1 << 20;
+const SEED: u64 = 99;
+/// One generous deadline for what must happen at all.
+const DEADLINE: Duration = Duration::from_secs(120);
+const TOOLS: [&str; 2] = ["mkfs.ext4", "qemu-img"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendors_image_becomes_a_machine() {
+    const NAME: &str = "a_vendors_image_becomes_a_machine";
+    if let Some(tool) = TOOLS.iter().find(|tool| !is_there(tool)) {
+        println!("SKIPPED {NAME}: there is no {tool} (Debian's packages e2fsprogs and qemu-utils)");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let bed = bed().await;
+    let client = bed.left().client();
+
+    // The kernel is found, by what the image's boot loader would do.
+    let vendor = std::fs::read(vendor(scratch.path())).unwrap();
+    let image = client.image_put("vendor", vendor).await.unwrap();
+    let disk = image.disk.clone().unwrap();
+    assert_eq!((disk.format.as_str(), disk.size_bytes), ("qcow2", 32 * MIB));
+    assert!(disk.kernel.is_some() && disk.initrd.is_none());
+    assert!(disk.cmdline.contains("disk=check"), "{}", disk.cmdline);
+
+    // An image that names files of its own is refused, and nothing of it stays.
+    let told = run(
+        "qemu-img",
+        &["create", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd"],
+        &scratch.path().join("names.qcow2"),
+    );
+    let refused = client
+        .image_put("names", std::fs::read(told).unwrap())
+        .await;
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("/etc/passwd"), "{said}");
+    let stored = client.image_list().all().await.unwrap();
+    assert!(stored.iter().all(|image| image.label != "names"));
+
+    machine(client, &image.digest).await;
+    goes_on(&bed).await;
+    is_bound(&bed).await;
+    client.vm_delete(PROJECT, "web", true).await.unwrap();
+    client.image_delete(&image.digest).await.unwrap();
+}
+
+/// A machine from the image, with one more disk and a key.
+async fn machine(client: &Client, digest: &str) {
+    let request = VmCreate {
+        image: Some(digest.to_owned()),
+        root_bytes: Some(48 * MIB),
+        memory_bytes: Some(64 * MIB),
+        disks: vec![DiskSpec {
+            name: "data".into(),
+            image: None,
+            size_bytes: 16 * MIB,
+            read_only: false,
+            operations_per_second: None,
+            bytes_per_second: None,
+        }],
+        setup: Some(GuestSetup {
+            ssh_keys: vec![KEY.into()],
+            user_data: None,
+        }),
+        ..VmCreate::new("web")
+    };
+    let bad = VmCreate {
+        setup: Some(GuestSetup {
+            ssh_keys: vec!["no key".into()],
+            user_data: None,
+        }),
+        ..request.clone()
+    };
+    let refused = client.vm_create(PROJECT, &bad).await.unwrap_err();
+    assert!(refused.to_string().contains("SSH key 1"), "{refused}");
+    let created = client.vm_create(PROJECT, &request).await.unwrap();
+    client.operation_wait(&created.operation.id).await.unwrap();
+    let lines = said_until(client, "check finished").await;
+    let good = lines.iter().filter_map(|line| DiskStep::parse(line));
+    let good = good.filter(|step| step.number == 1 && step.outcome == "ok");
+    assert!(good.count() >= 6, "{lines:#?}");
+    let vm = client.vm_get(PROJECT, "web").await.unwrap();
+    let names: Vec<_> = vm.spec.disks.iter().map(|disk| &*disk.name).collect();
+    assert_eq!(names, ["root", "data"]);
+    assert_eq!(vm.spec.networks.len(), 1);
+    assert!(vm.spec.networks[0].address.ends_with(".2/24"));
+    // The address is taken.
+    let second = VmCreate {
+        start: false,
+        setup: None,
+        ..VmCreate {
+            name: "second".into(),
+            ..request
+        }
+    };
+    client.vm_create(PROJECT, &second).await.unwrap();
+    let second = client.vm_get(PROJECT, "second").await.unwrap();
+    assert!(second.spec.networks[0].address.ends_with(".3/24"));
+    client.vm_delete(PROJECT, "second", false).await.unwrap();
+}
+
+/// What is on the disks is there at the next start: what the guest wrote, and a mark of ours that it leaves alone.
+async fn goes_on(bed: &Bed) {
+    const MARK_AT: u64 = 10 * MIB;
+    let client = bed.left().client();
+    let stopped = client.vm_stop(PROJECT, "web", true).await.unwrap();
+    client.operation_wait(&stopped.id).await.unwrap();
+    let vm = client.vm_get(PROJECT, "web").await.unwrap();
+    let file = bed.left().dir().join("state/vms").join(&vm.id);
+    let data = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(file.join("disk-data.raw"))
+        .unwrap();
+    let mut half = vec![0; MIB as usize];
+    data.read_exact_at(&mut half, MIB).unwrap();
+    assert_eq!(pattern::differences(SEED + 1, MIB, &half), 0);
+    data.write_all_at(b"the mark", MARK_AT).unwrap();
+    let started = client.vm_start(PROJECT, "web").await.unwrap();
+    client.operation_wait(&started.id).await.unwrap();
+    said_until(client, "check finished").await;
+    let mut mark = [0; 8];
+    data.read_exact_at(&mut mark, MARK_AT).unwrap();
+    assert_eq!(&mark, b"the mark");
+}
+
+/// What is of its host cannot move, and says so.
+async fn is_bound(bed: &Bed) {
+    let request = MigrateRequest {
+        to: "right".into(),
+        streams: None,
+        pause_ms: None,
+    };
+    let client = bed.left().client();
+    let moving = client.vm_migrate(PROJECT, "web", &request).await.unwrap();
+    let refused = client.operation_wait(&moving.id).await.unwrap_err();
+    assert!(refused.to_string().contains("disks"), "{refused}");
+    let vm = client.vm_get(PROJECT, "web").await.unwrap();
+    assert_eq!(vm.phase.as_str(), "running");
+}
+
+/// All that the machine has said, once it has said `text` more often than before.
+async fn said_until(client: &Client, text: &str) -> Vec<String> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let mut log = Box::pin(client.vm_log(PROJECT, "web", false).await.unwrap());
+        let mut bytes = Vec::new();
+        while let Some(piece) = log.next().await {
+            bytes.extend_from_slice(&piece.unwrap());
+        }
+        let all = String::from_utf8_lossy(&bytes).into_owned();
+        let boots = all.matches("guest: up").count();
+        if boots > 0 && all.matches(text).count() >= boots {
+            return all.lines().map(str::to_owned).collect();
+        }
+        assert!(Instant::now() < until, "no {text:?} in time:\n{all}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A disk image as vendors ship them: ext4, a kernel, and GRUB's configuration. The kernel is our guest.
+fn vendor(scratch: &Path) -> PathBuf {
+    let root = scratch.join("root");
+    std::fs::create_dir_all(root.join("boot/grub")).unwrap();
+    std::fs::write(root.join("boot/vmlinuz-6.12.0-cloud"), dwcp_guest::elf()).unwrap();
+    let configuration = "menuentry 'Vendor' {\n\
+        linux /boot/vmlinuz-6.12.0-cloud root=UUID=11111111-2222-3333-4444-555555555555 ro fill_mib=4 seed=99 \
+        disk=check disk_only=1 disk_mib=2\n}\n";
+    std::fs::write(root.join("boot/grub/grub.cfg"), configuration).unwrap();
+    let raw = scratch.join("disk.raw");
+    std::fs::File::create(&raw)
+        .unwrap()
+        .set_len(32 * MIB)
+        .unwrap();
+    let uuid = "11111111-2222-3333-4444-555555555555";
+    run(
+        "mkfs.ext4",
+        &["-q", "-U", uuid, "-d", root.to_str().unwrap()],
+        &raw,
+    );
+    let image = scratch.join("vendor.qcow2");
+    let raw = raw.to_str().unwrap();
+    run("qemu-img", &["convert", "-O", "qcow2", raw], &image)
+}
+
+fn run(program: &str, arguments: &[&str], file: &Path) -> PathBuf {
+    let done = Command::new(program)
+        .args(arguments)
+        .arg(file)
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{program}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    file.to_owned()
+}
+
+fn is_there(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok()
+        || Command::new(program).arg("-V").output().is_ok()
+}
+
+async fn bed() -> Bed {
+    let options = BedOptions {
+        link: Settings {
+            rate_mbit: 1000.0,
+            rtt_ms: 2.0,
+            loss: 0.0,
+            queue: Queue::Ms(50.0),
+        },
+        steps: [None, None],
+    };
+    let programs = Programs::find().unwrap();
+    let bed = Bed::start(&programs, Bed::run_id().unwrap(), &options).await;
+    bed.unwrap()
+}
+
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl test";
