@@ -11,6 +11,7 @@
 
 pub mod client;
 pub mod config;
+pub mod dhcp;
 pub mod process;
 pub mod protocol;
 pub mod spawn;
