@@ -17,6 +17,8 @@ use nix::unistd::Pid;
 
 /// The one deadline. Generous; nothing is measured with it.
 const DEADLINE: Duration = Duration::from_secs(300);
+/// Lines that wait to be looked at; the demonstration prints some hundred.
+const LINES_MAX: usize = 4_096;
 const SMALL: [&str; 7] = [
     "--rate-mbit=1000",
     "--rtt-ms=10",
@@ -56,7 +58,7 @@ impl Running {
             .process_group(0)
             .spawn()
             .unwrap();
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::sync_channel(LINES_MAX);
         let out = BufReader::new(process.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in out.lines().map_while(Result::ok) {

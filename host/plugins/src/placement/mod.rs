@@ -160,7 +160,8 @@ impl Placement {
         Ok(result?)
     }
 
-    /// Takes changes. They reach the plugin with the next decision.
+    /// Takes changes. They reach the plugin with the next decision. A region of one host loads its fleet anew each time;
+    /// this is the other half of the world's contract, and tests hold both to the same answers.
     pub fn apply(&self, changes: &[Change], revision: u64) -> Result<(), FleetError> {
         match self.lock().as_mut() {
             Some(seat) => seat.mirror.apply(changes, revision),
@@ -200,7 +201,8 @@ impl Placement {
         result
     }
 
-    /// Decides a record again, in a fresh instance, on `fleet`, which must be of the record's revision.
+    /// Decides a record again, in a fresh instance, on `fleet`, which must be of the record's revision. Nothing calls it in
+    /// a running host yet; tests use it to hold what is kept to being enough.
     pub fn replay(
         &self,
         record: &DecisionRecord,
