@@ -18,7 +18,7 @@ use dwcp_control::records::{
 use dwcp_image::{seed, volume};
 use dwcp_launch::address::Ipv4Prefix;
 use dwcp_launch::protocol::{NetworkKind, NicSpec};
-use dwcp_vmm::config::{Device, DiskFormat as Layer, DiskLimits, NetLimits};
+use dwcp_vmm::config::{CardAddress, Device, DiskFormat as Layer, DiskLimits, NetLimits};
 use serde::{Deserialize, Serialize};
 
 use crate::errors::{chain, conflict, impossible, internal, invalid, record};
@@ -220,7 +220,7 @@ impl Node {
         }
         let mut cards = Vec::new();
         for (number, name) in names.iter().enumerate() {
-            let subnet = self.network(name).await?;
+            let (subnet, _) = self.network(name).await?;
             let address = free_address(subnet, &used).ok_or_else(|| {
                 impossible(format!("Network {name} has no address left of {subnet}"))
             })?;
@@ -235,8 +235,8 @@ impl Node {
         Ok(cards)
     }
 
-    /// A network of this host, made if it is not there; answers its subnet.
-    async fn network(&self, name: &Name) -> Answer<Ipv4Prefix> {
+    /// A network of this host, made if it is not there; answers its subnet and the way out of it.
+    async fn network(&self, name: &Name) -> Answer<(Ipv4Prefix, Option<Ipv4Addr>)> {
         if name.as_str() != DEFAULT_NETWORK {
             return Err(dwcp_api::Fault::not_found(format!(
                 "network {name}: this version of DWCP has the network {DEFAULT_NETWORK} and no other"
@@ -260,7 +260,7 @@ impl Node {
             let kept = self.records.networks.put(name.as_str(), &keep).await;
             kept.map_err(record)?;
         }
-        Ok(network.subnet)
+        Ok((network.subnet, network.gateway))
     }
 
     /// Everything for the process of a machine, made where it is not there yet.
@@ -284,11 +284,19 @@ impl Node {
                 .push(block(SEED, true, vec![Layer::Raw], None));
         }
         for card in &vm.spec.networks {
-            self.network(&card.network).await?;
+            let (_, gateway) = self.network(&card.network).await?;
             let mac = card.mac.parse().map_err(internal)?;
+            let place: Ipv4Prefix = card.address.parse().map_err(internal)?;
             hardware.devices.push(Device::Net {
                 mac,
                 mtu: 1500,
+                told: Some(CardAddress {
+                    address: place.address(),
+                    prefix: place.length(),
+                    router: gateway,
+                    dns: nameservers(),
+                    hostname: vm.name.as_str().to_owned(),
+                }),
                 limits: NetLimits::default(),
             });
             hardware.nics.push(NicSpec {
@@ -412,6 +420,25 @@ fn free_address(subnet: Ipv4Prefix, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Add
     (2..count.saturating_sub(1))
         .map(|number| Ipv4Addr::from_bits(first + number as u32))
         .find(|address| !used.contains(address))
+}
+
+/// Who resolves names for this host, where a machine can reach them too: not what listens on this host alone.
+fn nameservers() -> Vec<Ipv4Addr> {
+    let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+    let texts = files
+        .iter()
+        .filter_map(|file| std::fs::read_to_string(file).ok());
+    let mut servers: Vec<Ipv4Addr> = Vec::new();
+    for text in texts {
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("nameserver"));
+        let found = lines.filter_map(|rest| rest.trim().parse::<Ipv4Addr>().ok());
+        servers.extend(found.filter(|address| !address.is_loopback()));
+    }
+    servers.dedup();
+    servers.truncate(dwcp_vmm::dhcp::DNS_MAX);
+    servers
 }
 
 /// An Ethernet address of a machine's own (locally administered), the same at every start.

@@ -2,10 +2,13 @@
 //!
 //! Everything else (kernel, memory, sockets) comes as descriptors; a configuration never names a file.
 
+use std::net::Ipv4Addr;
 use std::num::NonZeroU64;
 
 use dwcp_memory::MemorySize;
 use serde::{Deserialize, Serialize};
+
+use crate::dhcp::{DhcpError, Responder};
 
 /// Most vCPUs of a VM.
 pub const VCPUS_MAX: u8 = 32;
@@ -76,6 +79,9 @@ pub enum Device {
         /// Longest payload of a frame, [`MTU_MIN`] to [`MTU_MAX`] bytes.
         #[serde(default = "mtu")]
         mtu: u16,
+        /// What the guest learns when it asks by DHCP; without it nobody answers.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        told: Option<CardAddress>,
         /// How much may pass, each way.
         #[serde(default)]
         limits: NetLimits,
@@ -86,6 +92,38 @@ pub enum Device {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress(pub [u8; 6]);
+
+/// What a guest learns of its card's place in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardAddress {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// How many bits of it are the network's.
+    pub prefix: u8,
+    /// The way out of the network, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<Ipv4Addr>,
+    /// Who resolves names; at most [`DNS_MAX`](crate::dhcp::DNS_MAX).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<Ipv4Addr>,
+    /// What the guest is called.
+    pub hostname: String,
+}
+
+impl CardAddress {
+    /// Who tells it.
+    pub fn responder(&self, mac: MacAddress, mtu: u16) -> Result<Responder, DhcpError> {
+        let Self {
+            address,
+            prefix,
+            router,
+            dns,
+            hostname,
+        } = self;
+        Responder::new(mac.0, *address, *prefix, *router, dns, hostname, mtu)
+    }
+}
 
 /// How much may pass a network card in each direction; nothing is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,6 +259,9 @@ pub enum ConfigError {
     /// The payload of frames.
     #[error("A network card's frames carry {MTU_MIN} to {MTU_MAX} bytes, not {0}")]
     Mtu(u16),
+    /// What a guest cannot be told.
+    #[error("A network card cannot be told of")]
+    Told(#[from] DhcpError),
     /// Devices in the wrong order.
     #[error("A VM's disks come before its network cards")]
     Order,
@@ -249,9 +290,14 @@ impl Device {
                 let fits = is_named && is_plain && has_queues;
                 fits.then_some(()).ok_or(ConfigError::Disk)
             }
-            Self::Net { mtu, .. } => {
-                let fits = (MTU_MIN..=MTU_MAX).contains(mtu);
-                fits.then_some(()).ok_or(ConfigError::Mtu(*mtu))
+            Self::Net { mac, mtu, told, .. } => {
+                if !(MTU_MIN..=MTU_MAX).contains(mtu) {
+                    return Err(ConfigError::Mtu(*mtu));
+                }
+                if let Some(told) = told {
+                    told.responder(*mac, *mtu)?;
+                }
+                Ok(())
             }
         }
     }

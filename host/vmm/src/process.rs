@@ -107,9 +107,22 @@ fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>
                 let disk = disk(chain, *read_only, given)?;
                 Box::new(Block::new(disk, id, *read_only, *queues, *limits))
             }
-            Device::Net { mac, mtu, limits } => {
+            Device::Net {
+                mac,
+                mtu,
+                told,
+                limits,
+            } => {
                 let tap = given.next("a tap")?;
-                Box::new(Net::new(tap, *mac, *mtu, *limits).map_err(StartError::Tap)?)
+                let responder = match told {
+                    Some(told) => {
+                        let responder = told.responder(*mac, *mtu);
+                        Some(responder.map_err(ConfigError::from)?)
+                    }
+                    None => None,
+                };
+                let net = Net::new(tap, *mac, *mtu, responder, *limits);
+                Box::new(net.map_err(StartError::Tap)?)
             }
         })
     };

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::net::UdpSocket;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::pattern;
-use dwcp_guest::said::DiskStep;
+use dwcp_guest::said::{DiskStep, NetLease};
 use dwcp_sdk::Client;
 use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, VmCreate};
 use dwcp_wan::{Queue, Settings};
@@ -57,6 +58,7 @@ async fn a_vendors_image_becomes_a_machine() {
     assert!(stored.iter().all(|image| image.label != "names"));
 
     machine(client, &image.digest).await;
+    is_reached(&bed).await;
     goes_on(&bed).await;
     is_bound(&bed).await;
     client.vm_delete(PROJECT, "web", true).await.unwrap();
@@ -116,6 +118,33 @@ async fn machine(client: &Client, digest: &str) {
     let second = client.vm_get(PROJECT, "second").await.unwrap();
     assert!(second.spec.networks[0].address.ends_with(".3/24"));
     client.vm_delete(PROJECT, "second", false).await.unwrap();
+}
+
+/// The machine has learnt its address, and answers its host under it.
+async fn is_reached(bed: &Bed) {
+    let client = bed.left().client();
+    let vm = client.vm_get(PROJECT, "web").await.unwrap();
+    let lines = said_until(client, ": dhcp ").await;
+    let lease = lines.iter().find_map(|line| NetLease::parse(line)).unwrap();
+    assert_eq!(lease.address, vm.spec.networks[0].address);
+    let (address, _) = lease.address.split_once('/').unwrap();
+    let echoed = bed.left().namespace().enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .unwrap();
+        let until = Instant::now() + DEADLINE;
+        let mut answer = [0; 64];
+        // Datagrams may be lost, and the guest may not listen yet.
+        while Instant::now() < until {
+            socket.send_to(b"are you there", (address, 7)).unwrap();
+            if let Ok(count) = socket.recv(&mut answer) {
+                return answer[..count].to_vec();
+            }
+        }
+        Vec::new()
+    });
+    assert_eq!(echoed.unwrap(), b"are you there");
 }
 
 /// What is on the disks is there at the next start: what the guest wrote, and a mark of ours that it leaves alone.
@@ -184,7 +213,7 @@ fn vendor(scratch: &Path) -> PathBuf {
     std::fs::write(root.join("boot/vmlinuz-6.12.0-cloud"), dwcp_guest::elf()).unwrap();
     let configuration = "menuentry 'Vendor' {\n\
         linux /boot/vmlinuz-6.12.0-cloud root=UUID=11111111-2222-3333-4444-555555555555 ro fill_mib=4 seed=99 \
-        disk=check disk_only=1 disk_mib=2\n}\n";
+        disk=check disk_only=1 disk_mib=2 net=dhcp net=echo:7\n}\n";
     std::fs::write(root.join("boot/grub/grub.cfg"), configuration).unwrap();
     let raw = scratch.join("disk.raw");
     std::fs::File::create(&raw)

@@ -10,12 +10,14 @@
 mod posted;
 mod tap;
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dwcp_jail::{Condition, allow};
+use dwcp_memory::GuestRange;
 use nix::poll::PollFlags;
 
 use posted::Posted;
@@ -23,6 +25,7 @@ use posted::Posted;
 use super::limit::Bucket;
 use super::{Backend, Broken, Chain, Counters, Kind, OwnRegisters, Rules, Running, queue};
 use crate::config::{MacAddress, NetLimits};
+use crate::dhcp::Responder;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -37,6 +40,13 @@ const ETHERNET_BYTES: u64 = 18;
 const SEGMENTED_BYTES: u64 = 65550;
 /// Most frames to the guest before something else is looked at.
 const FRAMES_AT_ONCE: usize = 64;
+/// Most frames of our own that wait for room in the guest.
+const REPLIES_MAX: usize = 4;
+/// The shortest and the longest frame that can ask for an address.
+const DHCP_BYTES_MIN: u64 = 14 + 20 + 8;
+const DHCP_BYTES_MAX: u64 = 1514;
+/// As much of a frame, with its header, as says whether it may.
+const PEEKED_BYTES: usize = (HEADER_BYTES + DHCP_BYTES_MIN) as usize;
 const BURST: Duration = Duration::from_millis(100);
 
 const FEATURE_CHECKSUM: u64 = 1;
@@ -57,6 +67,9 @@ pub struct Net {
     registers: Arc<OwnRegisters>,
     counters: Arc<Counters>,
     posted: Posted,
+    responder: Option<Responder>,
+    /// Frames of our own to the guest.
+    replies: VecDeque<Vec<u8>>,
     /// Whether the guest has room for a frame.
     has_room: bool,
     from_guest: Limits,
@@ -77,6 +90,7 @@ impl Net {
         tap: OwnedFd,
         mac: MacAddress,
         mtu: u16,
+        responder: Option<Responder>,
         limits: NetLimits,
     ) -> std::io::Result<Self> {
         tap::set_non_blocking(&tap)?;
@@ -91,6 +105,8 @@ impl Net {
             registers: Arc::new(OwnRegisters::new(registers, 0..0)),
             counters: Arc::default(),
             posted: Posted::default(),
+            responder,
+            replies: VecDeque::new(),
             has_room: false,
             from_guest: Limits::new(limits),
             to_guest: Limits::new(limits),
@@ -110,11 +126,36 @@ impl Net {
                 running.put_back(TRANSMIT);
                 return running.tell(TRANSMIT);
             }
-            self.send(running, &chain);
+            match self.answer(running, &chain)? {
+                Some(reply) if self.replies.len() < REPLIES_MAX => self.replies.push_back(reply),
+                // One that asks again is answered again.
+                Some(_) => {}
+                None => self.send(running, &chain),
+            }
             running.push(TRANSMIT, chain.head, 0)?;
         }
         running.again(TRANSMIT);
         running.tell(TRANSMIT)
+    }
+
+    /// The answer to a frame that asks for an address.
+    fn answer(&self, running: &Running, chain: &Chain) -> Result<Option<Vec<u8>>, Broken> {
+        let Some(responder) = &self.responder else {
+            return Ok(None);
+        };
+        let bytes = chain.readable_bytes();
+        if !(HEADER_BYTES + DHCP_BYTES_MIN..=HEADER_BYTES + DHCP_BYTES_MAX).contains(&bytes) {
+            return Ok(None);
+        }
+        let (head, _) = queue::take::<PEEKED_BYTES>(running.memory(), &chain.readable)?;
+        let head = &head[HEADER_BYTES as usize..];
+        // IPv4 and UDP; the rest is the responder's to look at.
+        if head[12..14] != [0x08, 0x00] || head[23] != 17 {
+            return Ok(None);
+        }
+        let mut frame = vec![0; bytes as usize];
+        queue::gather(running.memory(), &chain.readable, &mut frame)?;
+        Ok(responder.answer(&frame[HEADER_BYTES as usize..]))
     }
 
     /// A frame that the tap does not take is lost, as on a wire.
@@ -137,7 +178,11 @@ impl Net {
             if !self.to_guest.may(0) || !self.post(running)? {
                 break;
             }
-            if !self.take_frame(running)? {
+            let taken = match self.replies.pop_front() {
+                Some(reply) => self.give_frame(running, &reply)?,
+                None => self.take_frame(running)?,
+            };
+            if !taken {
                 break;
             }
         }
@@ -175,7 +220,27 @@ impl Net {
         let Ok(bytes) = running.memory().fill(&self.tap, &ranges) else {
             return Ok(false);
         };
-        let bytes = bytes as u64;
+        self.given(running, &ranges, bytes as u64)
+    }
+
+    /// Writes a frame of our own into the buffers.
+    fn give_frame(&mut self, running: &mut Running, frame: &[u8]) -> Result<bool, Broken> {
+        let is_mergeable = running.has(FEATURE_MERGEABLE);
+        let most = if is_mergeable { usize::MAX } else { 1 };
+        let ranges = self.posted.ranges(self.frame_bytes(running), most);
+        let mut bytes = vec![0; HEADER_BYTES as usize];
+        bytes.extend_from_slice(frame);
+        let written = queue::scatter(running.memory(), &ranges, &bytes)?;
+        self.given(running, &ranges, written.into())
+    }
+
+    /// Gives the buffers that a frame filled to the guest.
+    fn given(
+        &mut self,
+        running: &mut Running,
+        ranges: &[GuestRange],
+        bytes: u64,
+    ) -> Result<bool, Broken> {
         self.to_guest.pay(bytes);
         self.counters.operations.fetch_add(1, Ordering::Relaxed);
         self.counters
@@ -183,7 +248,7 @@ impl Net {
             .fetch_add(bytes, Ordering::Relaxed);
         let used = self.posted.take(bytes);
         let buffers = (used.len() as u16).to_le_bytes();
-        let (_, behind) = queue::split(&ranges, BUFFERS_OFFSET).ok_or(Broken::Short)?;
+        let (_, behind) = queue::split(ranges, BUFFERS_OFFSET).ok_or(Broken::Short)?;
         queue::scatter(running.memory(), &behind, &buffers)?;
         for (head, written) in used {
             running.push(RECEIVE, head, written)?;
@@ -254,6 +319,7 @@ impl Backend for Net {
 
     fn reset(&mut self) {
         self.posted = Posted::default();
+        self.replies.clear();
         self.has_room = false;
     }
 
@@ -267,7 +333,13 @@ impl Backend for Net {
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), Broken> {
         match queue {
             RECEIVE => self.receive(running),
-            _ => self.transmit(running),
+            _ => {
+                self.transmit(running)?;
+                if self.replies.is_empty() {
+                    return Ok(());
+                }
+                self.receive(running)
+            }
         }
     }
 
