@@ -3,14 +3,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use dwcp_e2e::{Bed, Programs, Traces, demo};
+use dwcp_e2e::{Bed, Programs, Traces, demo, programs};
 use dwcp_wan::RunId;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -49,7 +52,13 @@ struct Running {
 
 impl Running {
     fn start(more: &[&str]) -> Self {
+        Self::start_with(more, &programs::directory().unwrap())
+    }
+
+    /// With the programs of a directory.
+    fn start_with(more: &[&str], folder: &Path) -> Self {
         let mut process = Command::new(Programs::find().unwrap().path("dwcp-demo"))
+            .env("DWCP_BIN_DIR", folder)
             .args(SMALL)
             .args(more)
             .stdin(Stdio::null())
@@ -93,6 +102,10 @@ impl Running {
     /// Ctrl-C, as a terminal sends it: to the whole group. Answers the exit code.
     fn interrupt(&mut self) -> Option<i32> {
         killpg(Pid::from_raw(self.process.id() as i32), Signal::SIGINT).unwrap();
+        self.ends()
+    }
+
+    fn ends(&mut self) -> Option<i32> {
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
@@ -145,6 +158,25 @@ fn an_interrupted_one_leaves_nothing_behind() {
         }
         println!("interrupted at {moment:?}: {} traces, all gone", made.len());
     }
+}
+
+/// Ctrl-C reaches the daemon too, which then ends while it is waited for: as one that does not start at all.
+#[test]
+fn a_start_that_fails_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let real = programs::directory().unwrap();
+    for name in ["dwcp-launch", "dwcp-vmm", "dwcp-mover", "dwcp-wan", "dwcp"] {
+        symlink(real.join(name), folder.path().join(name)).unwrap();
+    }
+    // It comes after the launcher, and says that it came.
+    let (daemon, came) = (folder.path().join("dwcpd"), folder.path().join("came"));
+    let script = format!("#!/bin/sh\ntouch {}\nexit 1\n", came.display());
+    fs::write(&daemon, script).unwrap();
+    fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut demo = Running::start_with(&[], folder.path());
+    assert_eq!(demo.ends(), Some(1));
+    assert!(came.exists(), "the daemon was not started");
+    demo.traces.gone().unwrap();
 }
 
 #[test]
