@@ -12,7 +12,8 @@ use dwcp_memory::{GuestMemory, GuestRange};
 use imago::format::builder::FormatDriverBuilder;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess};
+use imago::storage::ext::StorageExt;
+use imago::{DenyImplicitOpenGate, FormatAccess, Mapping};
 
 use super::request::SECTOR_BYTES;
 use super::{Disk, DiskError};
@@ -113,8 +114,31 @@ impl Disk for ChainDisk {
     }
 
     fn discard(&mut self, at: u64, bytes: u64) -> Result<(), DiskError> {
-        // To zeros, not to what an image below holds: what a guest discarded must not come back.
-        Ok(self.access.discard_to_zero(at, bytes)?)
+        // To zeros, not to what an image below holds: what a guest discarded must not come back. The format's own
+        // discard would only forget clusters; the file's space is given back below it.
+        let mut held = Vec::new();
+        let (mut from, end) = (at, at + bytes);
+        while from < end {
+            let (mapping, length) = self.access.get_mapping(from, end - from)?;
+            if let Mapping::Raw {
+                storage,
+                offset,
+                writable: true,
+                ..
+            } = mapping
+            {
+                held.push((storage, offset, length));
+            }
+            if length == 0 {
+                return Err(DiskError::outside());
+            }
+            from += length;
+        }
+        self.access.write_zeroes(at, bytes)?;
+        for (storage, offset, length) in held {
+            storage.discard(offset, length)?;
+        }
+        Ok(())
     }
 
     fn zero(&mut self, at: u64, bytes: u64, may_unmap: bool) -> Result<(), DiskError> {
