@@ -23,6 +23,8 @@ const DEVICES_MAX: usize = 8;
 /// What goes on beside the work.
 #[derive(Debug)]
 pub struct Services {
+    /// There is something; otherwise the work is not to be held up.
+    is_any: bool,
     disks: [Option<Repeat>; DEVICES_MAX],
     nets: [Option<NetServices>; DEVICES_MAX],
     vsock: Option<Server>,
@@ -31,8 +33,9 @@ pub struct Services {
 
 impl Services {
     /// Nothing.
-    pub fn none() -> Self {
+    fn none() -> Self {
         Self {
+            is_any: false,
             disks: [const { None }; DEVICES_MAX],
             nets: [const { None }; DEVICES_MAX],
             vsock: None,
@@ -42,6 +45,9 @@ impl Services {
 
     /// Does what can be done without waiting.
     pub fn step(&mut self, now: u64) {
+        if !self.is_any {
+            return;
+        }
         for disk in self.disks.iter_mut().flatten() {
             disk.step(now);
         }
@@ -74,6 +80,7 @@ pub unsafe fn carry_out(params: &Params, clock: Clock, spare: Range<u64>) -> Ser
     let mut services = Services::none();
     let orders = &params.orders;
     if orders.wants_devices() {
+        services.is_any = true;
         let mut platform = Platform {
             clock,
             // SAFETY: once, by our own contract.
@@ -163,7 +170,9 @@ fn run_disks(params: &Params, platform: &mut Platform, services: &mut Services) 
             if orders.disk_bench_s > 0 {
                 disk::bench(&mut disk, params, platform)?;
             }
-            if orders.disk_loop {
+            if orders.disk_loop && disk.is_read_only() {
+                let _ = writeln!(Serial, "guest: disk {number}: loop absent");
+            } else if orders.disk_loop {
                 services.disks[number] = Some(Repeat::new(disk, params, platform)?);
             }
             Ok::<(), virtio::Fault>(())

@@ -24,7 +24,6 @@ pub struct Work {
     params: Params,
     random: Random,
     clock: Clock,
-    services: Services,
     written: u64,
     checked: u64,
     bad: u64,
@@ -49,7 +48,6 @@ impl Work {
             params,
             random,
             clock,
-            services: Services::none(),
             written: 0,
             checked: 0,
             bad: 0,
@@ -61,8 +59,7 @@ impl Work {
     }
 
     /// Works until told otherwise, and lets devices be served beside it.
-    pub fn run(mut self, services: Services) -> ! {
-        self.services = services;
+    pub fn run(mut self, mut services: Services) -> ! {
         let hz = self.clock.ticks_per_s();
         let pages = self.memory.pages.len() as u64;
         let checks = if self.params.verify == 0 {
@@ -85,7 +82,7 @@ impl Work {
             if check.is_due(now) {
                 self.check_page();
             }
-            self.services.step(now);
+            services.step(now);
             if poll.is_due(now)
                 && let Some(command) = serial::poll()
             {
@@ -93,6 +90,7 @@ impl Work {
             }
             if tell.is_due(now) {
                 self.tell();
+                services.tell();
                 // What telling cost is no standstill.
                 now = clock::now();
             }
@@ -156,7 +154,6 @@ impl Work {
             self.tick, self.written, self.checked, self.bad
         );
         self.gap = 0;
-        self.services.tell();
     }
 
     fn obey(&mut self, command: u8) {

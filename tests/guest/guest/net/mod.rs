@@ -38,6 +38,8 @@ const NEEDS_SUM: u8 = 1;
 const SUM_IS_GOOD: u8 = 2;
 /// Entries of each queue.
 const ENTRIES: u16 = 128;
+/// Telling the device of buffers costs an exit, and it has enough of them.
+const UNTOLD_PART: u16 = 8;
 /// A frame and its header.
 const BUFFER_BYTES: usize = 2048;
 /// The longest frame: 1500 bytes of payload and the Ethernet header.
@@ -62,6 +64,8 @@ pub struct Net {
     /// Per head of the receiving queue, the buffer.
     buffer_of: [u8; ENTRIES as usize],
     buffer_bytes: usize,
+    /// Buffers that were offered again since the device was told so.
+    untold: u16,
     /// Sending buffers that are free.
     free: [bool; ENTRIES as usize],
     /// Per head of the sending queue, the buffer.
@@ -116,6 +120,7 @@ impl Net {
             } else {
                 BUFFER_BYTES
             },
+            untold: 0,
             device,
             receive,
             send,
@@ -173,6 +178,7 @@ impl Net {
         let fits = content.len().min(frame.len().saturating_sub(at));
         frame[at..at + fits].copy_from_slice(&content[..fits]);
         self.offer(buffer);
+        self.untold += 1;
         Some((header, fits))
     }
 
@@ -189,7 +195,10 @@ impl Net {
                 bytes += more;
             }
         }
-        self.receive.notify();
+        if self.untold >= self.receive.size() / UNTOLD_PART {
+            self.untold = 0;
+            self.receive.notify();
+        }
         let is_vouched_for =
             self.device.has(GUEST_CSUM) && header[0] & (NEEDS_SUM | SUM_IS_GOOD) != 0;
         Some(Received {

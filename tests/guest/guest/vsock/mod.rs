@@ -27,6 +27,8 @@ const BUFFERS: usize = 64;
 const BUFFER_BYTES: usize = 4096;
 /// The longest payload.
 pub const PAYLOAD_BYTES: usize = BUFFER_BYTES - HEADER_BYTES;
+/// Telling the device of buffers costs an exit, and it has enough of them.
+const UNTOLD_PART: u16 = 8;
 const EVENT_BYTES: usize = 4;
 const EVENT_BUFFERS: usize = 4;
 const TRANSPORT_RESET: u32 = 0;
@@ -50,6 +52,8 @@ pub struct Vsock {
     send_buffer: [u8; 256],
     event_buffer: [u8; 256],
     is_free: [bool; BUFFERS],
+    /// Buffers that were offered again since the device was told so.
+    untold: u16,
     payload: [u8; PAYLOAD_BYTES],
 }
 
@@ -76,6 +80,7 @@ impl Vsock {
             send_buffer: [0; 256],
             event_buffer: [0; 256],
             is_free: [true; BUFFERS],
+            untold: 0,
             payload: [0; PAYLOAD_BYTES],
             device,
         };
@@ -126,7 +131,11 @@ impl Vsock {
             let _ = writeln!(Serial, "guest: vsock {number}: odd packet of {written}");
         }
         self.offer(buffer);
-        self.receive.notify();
+        self.untold += 1;
+        if self.untold >= self.receive.size() / UNTOLD_PART {
+            self.untold = 0;
+            self.receive.notify();
+        }
         header
     }
 

@@ -19,14 +19,14 @@ record! {
 }
 
 /// A step of `disk=check`: `write`, `flush`, `verify`, `frames`, `discard`, `zeroes`, `last`, `beyond`, `nonsense`, and
-/// `check` at the end.
+/// `check` at the end; `loop` if a disk that takes no writes was to be looped over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskStep {
     /// Which disk.
     pub number: usize,
     /// What was done.
     pub step: String,
-    /// `ok`, `ioerr`, `unsupp`, `status-N`, `silent`; `differs` (content), `absent` (not offered), `finished` (`check`).
+    /// `ok`, `ioerr`, `unsupp`, `status-N`, `silent`; `differs` (content), `absent` (not offered, or impossible), `finished` (`check`).
     pub outcome: String,
 }
 
