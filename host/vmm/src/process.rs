@@ -75,7 +75,7 @@ fn start(inheritance: Inheritance) -> Result<Server, StartError> {
             let initrd = initrd.then(|| given.next("the initrd")).transpose()?;
             Some((kernel, initrd.map(File::from)))
         }
-        Boot::Incoming => None,
+        Boot::Incoming | Boot::Shell => None,
     };
     let mut machine = Machine::build(config, parts, inheritance.last_words)?;
     // From here on what is read was made by somebody else.

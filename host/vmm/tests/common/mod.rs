@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dwcp_guest::Tick;
@@ -29,6 +29,7 @@ pub struct Bed {
     pub directory: tempfile::TempDir,
     pub guest: GuestFiles,
     pub vcpus: u8,
+    pub program: PathBuf,
 }
 
 impl Bed {
@@ -37,6 +38,7 @@ impl Bed {
             directory: tempfile::tempdir().unwrap(),
             guest: GuestFiles::new(MemorySize::mib(mib).unwrap()).unwrap(),
             vcpus: 1,
+            program: PathBuf::from(env!("CARGO_BIN_EXE_dwcp-vmm")),
         }
     }
 
@@ -51,7 +53,7 @@ impl Bed {
 
     fn start(&self, config: &VmConfig, kernel: Option<File>) -> Spawned {
         spawn(Plan {
-            program: Path::new(env!("CARGO_BIN_EXE_dwcp-vmm")),
+            program: &self.program,
             directory: self.directory.path(),
             config,
             guest: &self.guest,
@@ -85,12 +87,18 @@ impl Bed {
         self.start(&self.config(id, Boot::Incoming), None)
     }
 
+    /// A VMM with reserved memory that waits for a snapshot or a template.
+    pub fn shell(&self, id: &str) -> Spawned {
+        self.start(&self.config(id, Boot::Shell), None)
+    }
+
     /// Another bed with a copy of this one's memory, so that a destination is apart from its source.
     pub fn copy(&self) -> Self {
         let copy = Self {
             directory: tempfile::tempdir().unwrap(),
             guest: GuestFiles::new(self.guest.size).unwrap(),
             vcpus: self.vcpus,
+            program: self.program.clone(),
         };
         let map = |fd: std::os::fd::BorrowedFd<'_>| {
             dwcp_memory::GuestMemory::map(fd.try_clone_to_owned().unwrap(), self.guest.size)
