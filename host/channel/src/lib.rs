@@ -66,6 +66,11 @@ impl Channel {
         self.socket
     }
 
+    /// How long [`Channel::receive`] waits.
+    pub fn set_read_timeout(&self, timeout: std::time::Duration) -> Result<(), ChannelError> {
+        Ok(self.socket.set_read_timeout(Some(timeout))?)
+    }
+
     /// Sends one message with descriptors, which stay the caller's.
     pub fn send<T: Serialize>(&mut self, message: &T, fds: &[RawFd]) -> Result<(), ChannelError> {
         let body = serde_json::to_vec(message)?;

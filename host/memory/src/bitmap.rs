@@ -49,7 +49,7 @@ impl TakenWord {
 impl DirtyBitmap {
     /// Makes the memfd of a bitmap for a guest of `size`: all clear, never resizable.
     pub fn create(size: MemorySize) -> Result<OwnedFd, MemoryError> {
-        memfd::create(c"dwcp-dirty-bitmap", Self::file_bytes(size))
+        memfd::create_bitmap(Self::file_bytes(size))
     }
 
     /// Maps a memfd that [`DirtyBitmap::create`] made for the same `size`.
@@ -158,6 +158,15 @@ impl DirtyBitmap {
         }
         let bits = u64::from_le(atom.swap(0, Ordering::SeqCst)) & self.valid_bits(index);
         (bits != 0).then_some(TakenWord { index, bits })
+    }
+
+    /// The bits of word `index` as they are now; none past the last word.
+    pub fn word(&self, index: usize) -> u64 {
+        if index < self.words() {
+            self.load(index)
+        } else {
+            0
+        }
     }
 
     /// The pages set now, ascending; a bit set behind the iterator is missed.

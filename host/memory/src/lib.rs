@@ -1,8 +1,10 @@
-//! Guest RAM as a sealed memfd, and the bitmaps that say which of its pages changed.
+//! Guest RAM, as a sealed memfd or as a private view of a snapshot or template, and the bitmaps that say which of its pages changed.
 //!
 //! What always holds:
 //! - every write to guest RAM that is not the guest's own goes through [`GuestMemory`], which marks the page in the
 //!   device log (while tracking is on) before the write's completion can be shown to anyone;
+//! - RAM that is private to a process (a restored or forked guest's) is a copy-on-write view of files that nobody
+//!   writes to; the same one type is its only writer;
 //! - a process that holds only a read-only descriptor gets a [`MemoryView`], which has no way to write;
 //! - pages are numbered in the order of the memfd ([`PageIndex`]), never by guest-physical address: [`Layout`] is the
 //!   only place that translates;
@@ -12,20 +14,26 @@
 
 mod bitmap;
 mod device_log;
+mod faults;
 mod guest;
+mod hosts;
 mod io;
 mod layout;
 mod memfd;
 mod page;
+mod private;
 mod view;
 
 pub use bitmap::{DirtyBitmap, TakenWord};
 pub use device_log::DeviceLog;
+pub use faults::FaultChannel;
 pub use guest::{GuestMemory, MappedRegion};
+pub use hosts::HostMap;
 pub use io::{GuestRange, RANGES_MAX};
 pub use layout::{GAP_END, GAP_START, Layout, Region};
-pub use memfd::{create_memory, is_read_only, reopen_read_only};
+pub use memfd::{create_memory, is_read_only, is_template, reopen_read_only, seal_template};
 pub use page::{MemoryOffset, MemorySize, PAGE_BYTES, PageIndex};
+pub use private::{PIECES_MAX, Piece, open_own_memory, open_page_map};
 pub use view::MemoryView;
 pub use vm_memory;
 
@@ -53,6 +61,31 @@ pub enum MemoryError {
     /// Writing was asked for on a read-only descriptor.
     #[error("The descriptor is read-only: use a view, or pass a writable one")]
     ReadOnly,
+    /// A template's memory must not be written to any more.
+    #[error("The template's memory is still mapped for writing: end its VM first")]
+    StillMapped,
+    /// A memfd that somebody could still write to.
+    #[error("The memory to fork from is not sealed: seal the template first")]
+    NotATemplate,
+    /// Something was to be laid over RAM that others share.
+    #[error(
+        "Only private guest memory can be laid over a snapshot: reserve it instead of mapping a memfd"
+    )]
+    NotPrivate,
+    /// Too many pieces.
+    #[error("{0} pieces cannot be laid over one memory, at most {PIECES_MAX}")]
+    TooManyPieces(usize),
+    /// A piece does not begin at a page of its file.
+    #[error("A piece of memory cannot begin at byte {0} of a file: it must be a multiple of 4096")]
+    UnalignedPiece(u64),
+    /// Addresses that cannot be.
+    #[error(
+        "The addresses of guest memory do not fit its size: pass those of the process that has it mapped"
+    )]
+    BadHosts,
+    /// A descriptor is not what it should be.
+    #[error("The descriptor is no process's memory: pass /proc/PID/mem")]
+    NotProcessMemory,
     /// A page or address outside the guest's memory.
     #[error("There is no guest memory at {what} {at:#x} for {bytes} bytes")]
     OutOfRange {

@@ -1,25 +1,82 @@
 //! The memfds behind guest RAM and bitmaps: sealed against resizing, so a mapping of one never faults past its end.
 //!
 //! A second process that must not write gets a descriptor reopened read-only; the kernel then refuses a writable
-//! mapping of it, whatever that process asks for.
+//! mapping of it, whatever that process asks for. The memory of a template is sealed for good: then nobody can write.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Whence, lseek};
 
-use crate::{MemoryError, MemorySize};
+use crate::{MemoryError, MemorySize, PAGE_BYTES, PageIndex};
 
 const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW);
 
 /// Makes the memfd of a guest's RAM: all zeros, nothing allocated yet, close-on-exec, never resizable.
 pub fn create_memory(size: MemorySize) -> Result<OwnedFd, MemoryError> {
-    create(c"dwcp-guest-memory", size.bytes())
+    // More seals may follow: a template's memory is sealed once its VM is gone.
+    create(c"dwcp-guest-memory", size.bytes(), SEALS)
 }
 
-pub(crate) fn create(name: &std::ffi::CStr, bytes: u64) -> Result<OwnedFd, MemoryError> {
+/// Seals the memory of a VM that will never run again, so that others can be made from it: from now on no process can
+/// write to it, by any descriptor, old or new. Refused while somebody has it mapped for writing, as a VMM has.
+pub fn seal_template(fd: impl AsFd) -> Result<(), MemoryError> {
+    let seals = SEALS | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+    match fcntl(fd, FcntlArg::F_ADD_SEALS(seals)) {
+        Ok(_) => Ok(()),
+        Err(Errno::EBUSY) => Err(MemoryError::StillMapped),
+        Err(errno) => Err(MemoryError::system("seal a template's memory", errno)),
+    }
+}
+
+/// Whether a memfd is sealed as the memory of a template.
+pub fn is_template(fd: impl AsFd) -> Result<bool, MemoryError> {
+    let seals =
+        fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|e| MemoryError::system("read seals", e))?;
+    Ok(SealFlag::from_bits_retain(seals).contains(SEALS | SealFlag::F_SEAL_WRITE))
+}
+
+/// Whether a descriptor is the memory of a guest, template or not. Files on disks have no seals, and those of a tmpfs
+/// only the one that forbids more.
+pub(crate) fn is_guest_memory(fd: impl AsFd) -> bool {
+    let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
+    seals.is_ok_and(|seals| seals != SealFlag::F_SEAL_SEAL)
+}
+
+/// The runs of pages that a memfd holds: what was never touched is a hole, and a hole is zeros on every host.
+pub(crate) fn data_runs(
+    fd: impl AsFd,
+    size: MemorySize,
+) -> Result<Vec<(PageIndex, u64)>, MemoryError> {
+    let refused =
+        |errno: Errno| MemoryError::system("say which pages the guest's memory holds", errno);
+    let end = size.bytes() as i64;
+    let (mut at, mut runs) = (0, Vec::new());
+    while at < end {
+        let data = match lseek(fd.as_fd(), at, Whence::SeekData) {
+            // No data from here to the end.
+            Err(Errno::ENXIO) => break,
+            other => other.map_err(refused)?,
+        };
+        let hole = lseek(fd.as_fd(), data, Whence::SeekHole).map_err(refused)?;
+        let first = data as u64 / PAGE_BYTES as u64;
+        let beyond = (hole as u64).div_ceil(PAGE_BYTES as u64).min(size.pages());
+        runs.push((PageIndex(first), beyond - first));
+        at = hole;
+    }
+    Ok(runs)
+}
+
+/// The memfd of a bitmap.
+pub(crate) fn create_bitmap(bytes: u64) -> Result<OwnedFd, MemoryError> {
+    create(c"dwcp-dirty-bitmap", bytes, SEALS | SealFlag::F_SEAL_SEAL)
+}
+
+fn create(name: &std::ffi::CStr, bytes: u64, seals: SealFlag) -> Result<OwnedFd, MemoryError> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let fd = memfd_create(name, flags).map_err(|e| MemoryError::system("create a memfd", e))?;
     // Nobody but the launcher may reopen it by name, so a read-only copy cannot be turned into a writable one.
@@ -28,7 +85,7 @@ pub(crate) fn create(name: &std::ffi::CStr, bytes: u64) -> Result<OwnedFd, Memor
     let file = File::from(fd);
     file.set_len(bytes)
         .map_err(|e| MemoryError::system("size a memfd", e))?;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS | SealFlag::F_SEAL_SEAL))
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
         .map_err(|e| MemoryError::system("seal a memfd", e))?;
     Ok(file.into())
 }

@@ -134,7 +134,7 @@ fn movers(pages: u64, streams: u8) -> (Guest, Guest, Mover, Mover) {
     let (left, right) = (Guest::new(pages), Guest::new(pages));
     let configs = configurations(pages, streams);
     // As the launcher does it: the source cannot write the memory even if it is taken over.
-    let read_only = reopen_read_only(left.memory.fd()).unwrap();
+    let read_only = reopen_read_only(left.memory.fd().unwrap()).unwrap();
     let source = Mover::start(&configs.0, read_only, left.bitmap_fd());
     let destination = Mover::start(&configs.1, right.memory_fd(), right.bitmap_fd());
     for _ in 0..streams {

@@ -10,10 +10,14 @@ use std::time::Duration;
 
 use dwcp_channel::{Channel, ChannelError};
 
+use dwcp_snapshot::{Disk, SnapshotDigest};
+
 use crate::protocol::{Reply, Request, Status, VERSIONS};
 
 /// How long a reply may take.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long writing a snapshot may take.
+pub const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Why a request got no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +136,42 @@ impl VmmClient {
         self.done(&Request::Load, Some(state))
     }
 
+    /// Writes the paused VM as a snapshot into an empty file, and syncs it.
+    pub fn snapshot(
+        &mut self,
+        file: BorrowedFd<'_>,
+        compressed: bool,
+        base: Option<SnapshotDigest>,
+        disks: Vec<Disk>,
+    ) -> Result<SnapshotDigest, ClientError> {
+        let request = Request::Snapshot {
+            compressed,
+            base,
+            disks,
+        };
+        self.channel.set_read_timeout(SNAPSHOT_TIMEOUT)?;
+        let answer = self.ask(&request, Some(file));
+        self.channel.set_read_timeout(REPLY_TIMEOUT)?;
+        match answer? {
+            (Reply::Snapshot { digest }, _) => Ok(digest),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    /// Makes a shell what a snapshot holds; its files, the newest first.
+    pub fn restore(&mut self, layers: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        self.done_with(&Request::Restore, layers)
+    }
+
+    /// Makes a shell what a template was.
+    pub fn fork(
+        &mut self,
+        memory: BorrowedFd<'_>,
+        state: BorrowedFd<'_>,
+    ) -> Result<(), ClientError> {
+        self.done_with(&Request::Fork, &[memory, state])
+    }
+
     /// How the VM is.
     pub fn status(&mut self) -> Result<Status, ClientError> {
         match self.ask(&Request::Status, None)? {
@@ -141,7 +181,11 @@ impl VmmClient {
     }
 
     fn done(&mut self, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<(), ClientError> {
-        match self.ask(request, fd)? {
+        self.done_with(request, fd.as_slice())
+    }
+
+    fn done_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        match self.ask_with(request, fds)? {
             (Reply::Done, _) => Ok(()),
             (other, _) => Err(ClientError::Unexpected(other)),
         }
@@ -152,7 +196,15 @@ impl VmmClient {
         request: &Request,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<(Reply, Option<OwnedFd>), ClientError> {
-        let fds: Vec<_> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
+        self.ask_with(request, fd.as_slice())
+    }
+
+    fn ask_with(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Option<OwnedFd>), ClientError> {
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
         self.channel.send(request, &fds)?;
         match self.channel.receive()? {
             (Reply::Refused { reason }, _) => Err(ClientError::Refused(reason)),

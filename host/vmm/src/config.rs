@@ -221,6 +221,9 @@ pub enum Boot {
     },
     /// The state of a VM that ran elsewhere will come by `Load`; its memory fills the memfd.
     Incoming,
+    /// Nothing yet: memory is reserved and private, and a snapshot (`Restore`) or a template (`Fork`) is laid over it
+    /// later. The memfd is not used.
+    Shell,
 }
 
 /// Why a configuration cannot be used.

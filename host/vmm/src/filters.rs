@@ -1,7 +1,9 @@
 //! Which system calls each kind of thread keeps.
 //!
 //! A vCPU's thread runs the guest, sets interrupt lines and wakes the event loop and devices; it can neither open nor
-//! receive anything. A device's thread waits, reads events, sends interrupts, and does what its device is for. The event loop serves its socket and consoles, and makes memfds for device states. No thread can start
+//! receive anything. A device's thread waits, reads events, sends interrupts, and does what its device is for. The
+//! event loop serves its socket and consoles, makes memfds for device states, and writes snapshots into files that it
+//! is given. No thread can start
 //! another, open a file, or make executable memory. Everything else ends the process, and its last words name the call.
 
 use std::os::fd::AsRawFd;
@@ -116,12 +118,14 @@ pub fn confine_event_loop(last_words: LastWords) -> Result<(), ConfineError> {
         [
             libc::SYS_accept4,
             libc::SYS_fstat,
+            libc::SYS_fsync,
             libc::SYS_ftruncate,
             libc::SYS_lseek,
             libc::SYS_memfd_create,
             libc::SYS_newfstatat,
             libc::SYS_poll,
             libc::SYS_pread64,
+            libc::SYS_pwrite64,
             libc::SYS_read,
             libc::SYS_recvfrom,
             libc::SYS_recvmsg,
@@ -136,6 +140,7 @@ pub fn confine_event_loop(last_words: LastWords) -> Result<(), ConfineError> {
         .map(allow),
     );
     rules.push(fcntl(libc::F_ADD_SEALS));
+    rules.push(fcntl(libc::F_GET_SEALS));
     confine(last_words, &rules, Scope::ThisThread)
 }
 

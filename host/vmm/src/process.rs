@@ -80,7 +80,7 @@ fn start(inheritance: Inheritance) -> Result<Server, StartError> {
             let initrd = initrd.then(|| given.next("the initrd")).transpose()?;
             Some((kernel, initrd.map(File::from)))
         }
-        Boot::Incoming => None,
+        Boot::Incoming | Boot::Shell => None,
     };
     let backends = backends(&config, &mut given)?;
     let mut machine = Machine::build(config, parts, backends, inheritance.last_words)?;

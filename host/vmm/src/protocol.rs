@@ -14,6 +14,8 @@
 //!            Load            Run
 //!   idle ---------> loaded ------> running <------+
 //!    |  (incoming)                  |  ^          |
+//!    |        Restore, Fork         |  |          |
+//!    |        (shell)               |  |          |
 //!    | Run (fresh)                  |  |          |
 //!    +------------------------------+  |          |
 //!                                Pause |          | Resume
@@ -24,6 +26,7 @@
 //! Several connections may be open; each request is served whole before the next. A request that the phase does not
 //! allow is refused with the reason and changes nothing.
 
+use dwcp_snapshot::{Disk, SnapshotDigest};
 use serde::{Deserialize, Serialize};
 
 /// The versions this program speaks, best first.
@@ -72,6 +75,21 @@ pub enum Request {
     Save,
     /// Takes a device state (one descriptor: a memfd) into a VM that was started as incoming.
     Load,
+    /// Writes the paused VM as a snapshot into an empty file (one descriptor), and syncs it. Takes as long as that
+    /// takes; nothing else is served meanwhile.
+    Snapshot {
+        /// Whether memory is compressed; if not, the file can be mapped.
+        compressed: bool,
+        /// The snapshot to hold only the changes of: the one that this VM was restored from.
+        base: Option<SnapshotDigest>,
+        /// The VM's disks as they are now, for the manifest.
+        disks: Vec<Disk>,
+    },
+    /// Makes a shell what a snapshot holds: its files (the newest first, each followed by its base, raw), whose memory
+    /// the caller has had checked. They are mapped copy-on-write and must never change.
+    Restore,
+    /// Makes a shell what a template was: its memory (a memfd sealed as a template) and its device state.
+    Fork,
     /// How the VM is.
     Status,
 }
@@ -98,6 +116,11 @@ pub enum Reply {
     State {
         /// Its length.
         bytes: u64,
+    },
+    /// A snapshot was written.
+    Snapshot {
+        /// Its digest.
+        digest: SnapshotDigest,
     },
     /// How the VM is.
     Status(Status),

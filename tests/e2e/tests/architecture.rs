@@ -20,6 +20,7 @@ const ORDER: &[&[&str]] = &[
     &["dwcp-channel"],
     &["dwcp-jail"],
     &["dwcp-memory"],
+    &["dwcp-snapshot"],
     &["dwcp-vmm", "dwcp-wire", "dwcp-image"],
     &["dwcp-store", "dwcp-audit"],
     &["dwcp-migrate"],

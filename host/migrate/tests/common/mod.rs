@@ -66,7 +66,7 @@ impl Guest {
     }
 
     pub fn memory_fd(&self) -> OwnedFd {
-        self.memory.fd().try_clone_to_owned().unwrap()
+        self.memory.fd().unwrap().try_clone_to_owned().unwrap()
     }
 
     pub fn bitmap_fd(&self) -> OwnedFd {

@@ -3,10 +3,12 @@
 //! Nested virtualisation and the performance counters are hidden, because their state does not travel. The topology is
 //! one socket with as many cores as there are vCPUs.
 
+use std::collections::BTreeSet;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-use super::KvmError;
+use super::{KvmError, feature_names};
 
 /// Leaf 7, edx.
 const ARCH_CAPABILITIES: u32 = 1 << 29;
@@ -112,18 +114,16 @@ impl CpuFeatures {
         entries
     }
 
+    /// The CPU's vendor, and the names of its features.
+    pub fn names(&self) -> (String, BTreeSet<String>) {
+        feature_names::describe(&self.entries, feature_bits)
+    }
+
     /// Refuses a guest that was told of features which this host lacks.
     pub fn cover(&self, saved: &[kvm_cpuid_entry2]) -> Result<(), TooFewFeatures> {
         for told in saved {
             let (leaf, subleaf) = (told.function, told.index);
-            let mask = match (leaf, subleaf) {
-                (1, 0) => [0, 0, !0, !0],
-                (7, 0) => [0, !0, !0, !0],
-                (7, 1) => [!0, 0, 0, 0],
-                (0xd, 0) => [!0, 0, 0, !0],
-                (0x8000_0001, 0) => [0, 0, !0, !0],
-                _ => continue,
-            };
+            let mask = feature_bits(leaf, subleaf);
             let same = |entry: &&kvm_cpuid_entry2| (entry.function, entry.index) == (leaf, subleaf);
             let here = self.entries.iter().find(same);
             let here = here.map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]);
@@ -146,6 +146,18 @@ impl CpuFeatures {
             }
         }
         Ok(())
+    }
+}
+
+/// Which bits of eax, ebx, ecx and edx are features that a guest may use.
+fn feature_bits(leaf: u32, subleaf: u32) -> [u32; 4] {
+    match (leaf, subleaf) {
+        (1, 0) => [0, 0, !0, !0],
+        (7, 0) => [0, !0, !0, !0],
+        (7, 1) => [!0, 0, 0, 0],
+        (0xd, 0) => [!0, 0, 0, !0],
+        (0x8000_0001, 0) => [0, 0, !0, !0],
+        _ => [0; 4],
     }
 }
 

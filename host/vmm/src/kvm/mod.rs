@@ -3,6 +3,7 @@
 //! What always holds: the guest's memory outlives the machine that maps it. Must not know devices or requests.
 
 mod cpuid;
+mod feature_names;
 mod msrs;
 mod vcpu_state;
 mod vm;

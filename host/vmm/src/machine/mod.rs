@@ -2,6 +2,7 @@
 //!
 //! A request that the phase does not allow is refused and changes nothing. No vCPU runs but in phase `Running`.
 
+mod snapshot;
 mod transfer;
 
 use std::fs::File;
@@ -10,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dwcp_jail::LastWords;
-use dwcp_memory::{DirtyBitmap, GuestMemory};
+use dwcp_memory::{DirtyBitmap, GuestMemory, open_page_map};
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::boot::{self, BootError, Entry, Fresh};
 use crate::config::{Boot, VmConfig};
@@ -22,6 +24,9 @@ use crate::kvm::{KvmError, Vm};
 use crate::protocol::{Phase, Status};
 use crate::state::StateError;
 use crate::vcpu::{self, Shared, Vcpu, VcpuError};
+
+use snapshot::Origin;
+pub(crate) use snapshot::{SnapshotOrder, fork_parts};
 
 /// One virtual machine.
 #[derive(Debug)]
@@ -38,6 +43,12 @@ pub struct Machine {
     is_tracking: bool,
     epoch: u64,
     tsc_khz: u32,
+    /// The pages that a snapshot is to hold, while it is written.
+    snapshot_pages: DirtyBitmap,
+    /// What was laid over a shell's memory.
+    origin: Option<Origin>,
+    /// Largest file that this process may write.
+    file_bytes_max: u64,
 }
 
 /// The descriptors that a machine is made of.
@@ -45,7 +56,7 @@ pub struct Machine {
 pub struct Parts {
     /// /dev/kvm.
     pub kvm: OwnedFd,
-    /// Guest RAM.
+    /// Guest RAM; a shell has its own.
     pub memory: OwnedFd,
     /// The shared dirty bitmap.
     pub bitmap: OwnedFd,
@@ -108,6 +119,40 @@ pub enum RequestError {
     /// A state of another machine.
     #[error("The device state is of a VM with {0}")]
     OtherMachine(String),
+    /// Memory that no mover can reach.
+    #[error("The memory of a restored or forked VM is private to its process and cannot be moved")]
+    Private,
+    /// A request came without its file.
+    #[error("The request came without the file that belongs to it")]
+    NoFile,
+    /// The process would be ended by writing so much.
+    #[error(
+        "A snapshot may need {needed} bytes, and this VM's process may write files of at most {limit}: raise its limit, or move the VM"
+    )]
+    FileLimit {
+        /// What a snapshot may need.
+        needed: u64,
+        /// RLIMIT_FSIZE.
+        limit: u64,
+    },
+    /// A change of something else than what the VM was restored from.
+    #[error("This VM was not restored from snapshot {0}: write a full one")]
+    OtherBase(dwcp_snapshot::SnapshotDigest),
+    /// A snapshot could not be written.
+    #[error(transparent)]
+    WriteSnapshot(#[from] dwcp_snapshot::WriteError),
+    /// A snapshot could not be read.
+    #[error(transparent)]
+    ReadSnapshot(#[from] dwcp_snapshot::ReadError),
+    /// Snapshots that do not belong together.
+    #[error(transparent)]
+    Chain(#[from] dwcp_snapshot::ChainError),
+    /// A snapshot that this host cannot restore.
+    #[error(transparent)]
+    Unfit(#[from] dwcp_snapshot::Unfit),
+    /// A snapshot could not be mapped.
+    #[error(transparent)]
+    MapSnapshot(#[from] dwcp_snapshot::MapError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -137,8 +182,12 @@ impl Machine {
         last_words: LastWords,
     ) -> Result<Self, BuildError> {
         let size = config.memory_size()?;
-        let memory = Arc::new(GuestMemory::map(parts.memory, size)?);
+        let memory = Arc::new(match config.boot {
+            Boot::Shell => GuestMemory::reserve(size, open_page_map())?,
+            Boot::Fresh { .. } | Boot::Incoming => GuestMemory::map(parts.memory, size)?,
+        });
         let bitmap = DirtyBitmap::map(parts.bitmap, size)?;
+        let snapshot_pages = DirtyBitmap::map(DirtyBitmap::create(size)?, size)?;
         let mut vm = Vm::new(parts.kvm, memory)?;
         let fds = (0..config.vcpus)
             .map(|index| vm.create_vcpu(index))
@@ -187,6 +236,9 @@ impl Machine {
             is_tracking: false,
             epoch: 0,
             tsc_khz,
+            snapshot_pages,
+            origin: None,
+            file_bytes_max: getrlimit(Resource::RLIMIT_FSIZE).map_or(0, |(soft, _)| soft),
         })
     }
 
@@ -244,7 +296,7 @@ impl Machine {
     pub fn run(&mut self, epoch: u64) -> Result<(), RequestError> {
         let may_run = match self.config.boot {
             Boot::Fresh { .. } => self.phase == Phase::Idle,
-            Boot::Incoming => self.phase == Phase::Loaded,
+            Boot::Incoming | Boot::Shell => self.phase == Phase::Loaded,
         };
         if !may_run {
             return Err(self.refuse("be run"));
@@ -302,6 +354,10 @@ impl Machine {
 
     /// Begins to log which pages change, and marks all that is there: a new consumer has none of it.
     pub fn dirty_start(&mut self) -> Result<(), RequestError> {
+        // Movers read the memfd, and this memory is not in one.
+        if self.vm.memory().is_private() {
+            return Err(RequestError::Private);
+        }
         // Starting anew forgets what was logged before, in KVM too.
         self.dirty_stop()?;
         self.vm.memory().start_tracking();

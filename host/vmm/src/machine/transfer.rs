@@ -52,6 +52,11 @@ impl Machine {
         if self.config.boot != Boot::Incoming || self.phase != Phase::Idle {
             return Err(self.refuse("take a device state"));
         }
+        self.take_state(bytes)
+    }
+
+    /// Puts a device state in place.
+    pub(super) fn take_state(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
         let mut state = StateReader::new(bytes)?;
         let shape: Shape = state.take("machine", MACHINE_VERSION)?;
         if shape != self.shape() {

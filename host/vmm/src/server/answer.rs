@@ -5,12 +5,13 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use dwcp_snapshot::Encoding;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Next, Server};
 use crate::end::GuestEnd;
-use crate::machine::RequestError;
+use crate::machine::{RequestError, SnapshotOrder, fork_parts};
 use crate::protocol::{Reply, Request, VERSIONS};
 use crate::state::{STATE_BYTES_MAX, StateError};
 
@@ -80,6 +81,30 @@ impl Server {
                 let state = fds.into_iter().next().ok_or(StateError::Truncated)?;
                 let bytes = read_state(File::from(state))?;
                 machine.load(&bytes).and(done)
+            }
+            Request::Snapshot {
+                compressed,
+                base,
+                disks,
+            } => {
+                let encoding = match compressed {
+                    true => Encoding::Zstd,
+                    false => Encoding::Raw,
+                };
+                let file = fds.into_iter().next().ok_or(RequestError::NoFile)?;
+                let order = SnapshotOrder {
+                    encoding,
+                    base,
+                    disks,
+                };
+                let digest = machine.write_snapshot(&File::from(file), order)?;
+                Ok((Reply::Snapshot { digest }, None))
+            }
+            Request::Restore => machine.restore(fds).and(done),
+            Request::Fork => {
+                let (memory, state) = fork_parts(fds)?;
+                let state = read_state(File::from(state))?;
+                machine.fork(memory, &state).and(done)
             }
             Request::Status => Ok((Reply::Status(machine.status()), None)),
         }

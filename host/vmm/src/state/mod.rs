@@ -1,4 +1,4 @@
-//! The one device-state format, for migration now and for snapshots and forks later.
+//! The one device-state format, for migration, snapshots and forks.
 //!
 //! ```text
 //! "DWCPDEV\0"  format: u32  sections: u32

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dwcp_guest::Tick;
@@ -35,6 +35,7 @@ pub struct Bed {
     pub disks: Vec<File>,
     /// How many guests have run to their end here.
     pub runs: std::cell::Cell<usize>,
+    pub program: PathBuf,
 }
 
 impl Bed {
@@ -46,6 +47,7 @@ impl Bed {
             devices: Vec::new(),
             disks: Vec::new(),
             runs: std::cell::Cell::default(),
+            program: PathBuf::from(env!("CARGO_BIN_EXE_dwcp-vmm")),
         }
     }
 
@@ -61,7 +63,7 @@ impl Bed {
 
     fn start(&self, config: &VmConfig, kernel: Option<File>) -> Spawned {
         spawn(Plan {
-            program: Path::new(env!("CARGO_BIN_EXE_dwcp-vmm")),
+            program: &self.program,
             directory: self.directory.path(),
             config,
             guest: &self.guest,
@@ -100,6 +102,11 @@ impl Bed {
         self.start(&self.config(id, Boot::Incoming), None)
     }
 
+    /// A VMM with reserved memory that waits for a snapshot or a template.
+    pub fn shell(&self, id: &str) -> Spawned {
+        self.start(&self.config(id, Boot::Shell), None)
+    }
+
     /// Another bed with a copy of this one's memory, so that a destination is apart from its source.
     pub fn copy(&self) -> Self {
         let copy = Self {
@@ -113,6 +120,7 @@ impl Bed {
                 .map(|disk| disk.try_clone().unwrap())
                 .collect(),
             runs: std::cell::Cell::default(),
+            program: self.program.clone(),
         };
         let map = |fd: std::os::fd::BorrowedFd<'_>| {
             dwcp_memory::GuestMemory::map(fd.try_clone_to_owned().unwrap(), self.guest.size)

@@ -1,0 +1,144 @@
+//! A paused machine written as a snapshot; a shell that becomes what a snapshot or a template was.
+//!
+//! A shell has its slots and vCPUs already, over reserved memory. Laying pieces over that costs no reading of pages, so
+//! the guest is ready within a millisecond or so, whatever its size. Pages that a guest writes are private to its
+//! process from then on.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dwcp_memory::{MemorySize, Piece};
+use dwcp_snapshot::{
+    Chain, Content, Cpu, Disk, Encoding, Manifest, Offer, Snapshot, SnapshotDigest, write,
+};
+
+use super::{Boot, Machine, Phase, RequestError};
+use crate::config::VCPUS_MAX;
+use crate::state::{FORMAT, StateError};
+
+/// What a shell's memory was laid over with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// This snapshot.
+    Snapshot(SnapshotDigest),
+    /// A template, or it failed half-way: no snapshot can be a change of it.
+    Unnamed,
+}
+
+/// How to write a snapshot.
+#[derive(Debug)]
+pub struct SnapshotOrder {
+    /// How memory is to lie in the file.
+    pub encoding: Encoding,
+    /// The snapshot to hold only the changes of: the one that the VM was restored from.
+    pub base: Option<SnapshotDigest>,
+    /// The VM's disks, for the manifest.
+    pub disks: Vec<Disk>,
+}
+
+impl Machine {
+    /// Writes the paused machine into an empty file; when this returns it is on the disk. The machine can go on.
+    pub fn write_snapshot(
+        &mut self,
+        file: &File,
+        order: SnapshotOrder,
+    ) -> Result<SnapshotDigest, RequestError> {
+        let state = self.save()?;
+        self.check_room()?;
+        let (vendor, features) = self.vm.features().names();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let manifest = Manifest {
+            vm: self.config.id.clone(),
+            vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
+            state_format: FORMAT,
+            taken_at_ms: now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
+            vcpus: self.config.vcpus.into(),
+            memory_bytes: self.config.memory_bytes,
+            cpu: Cpu { vendor, features },
+            disks: order.disks,
+            base: order.base,
+        };
+        let memory = self.vm.memory();
+        let chosen = &self.snapshot_pages;
+        chosen.clear_all();
+        match order.base {
+            Some(base) if self.origin == Some(Origin::Snapshot(base)) => {
+                memory.mark_private(chosen)?;
+            }
+            Some(base) => return Err(RequestError::OtherBase(base)),
+            None => memory.mark_present(chosen)?,
+        }
+        let content = Content {
+            manifest: &manifest,
+            state: &state,
+            memory,
+            pages: chosen,
+            encoding: order.encoding,
+        };
+        Ok(write(file, &content, &mut |_| ControlFlow::Continue(()))?)
+    }
+
+    /// Becomes what a snapshot holds: `layers` are its files, the newest first, down to a full one, raw.
+    pub fn restore(&mut self, layers: Vec<OwnedFd>) -> Result<(), RequestError> {
+        self.refuse_unless_empty("be restored")?;
+        let layers = layers.into_iter().map(|fd| Snapshot::open(File::from(fd)));
+        let chain = Chain::new(layers.collect::<Result<_, _>>()?)?;
+        let (vendor, features) = self.vm.features().names();
+        chain.newest().manifest().fits(&Offer {
+            state_format: FORMAT,
+            vcpus_max: VCPUS_MAX.into(),
+            memory_bytes_max: self.config.memory_bytes,
+            cpu: Cpu { vendor, features },
+        })?;
+        let state = chain.newest().state()?;
+        self.origin = Some(Origin::Unnamed);
+        chain.map_into(self.vm.memory())?;
+        self.take_state(&state)?;
+        self.origin = Some(Origin::Snapshot(chain.newest().digest()));
+        Ok(())
+    }
+
+    /// Becomes what a template was: `memory` is its sealed memory, `state` its device state.
+    pub fn fork(&mut self, memory: OwnedFd, state: &[u8]) -> Result<(), RequestError> {
+        self.refuse_unless_empty("be forked")?;
+        let size: MemorySize = self.vm.memory().size();
+        let pieces = Piece::of_template(memory.as_fd(), size)?;
+        self.origin = Some(Origin::Unnamed);
+        self.vm.memory().lay(&pieces)?;
+        self.take_state(state)
+    }
+
+    /// Only a shell over which nothing was laid, not even in part, may become something.
+    fn refuse_unless_empty(&self, action: &'static str) -> Result<(), RequestError> {
+        let is_shell = self.config.boot == Boot::Shell && self.phase == Phase::Idle;
+        if !is_shell || self.origin.is_some() {
+            return Err(self.refuse(action));
+        }
+        Ok(())
+    }
+
+    /// Writing past the limit would end the process, and the guest with it.
+    fn check_room(&self) -> Result<(), RequestError> {
+        let memory = self.config.memory_bytes;
+        // No chunk takes more than it has pages; the table is a ten-thousandth of that, the rest at most 20 MiB.
+        let needed = memory + memory / 1024 + (64 << 20);
+        if self.file_bytes_max < needed {
+            return Err(RequestError::FileLimit {
+                needed,
+                limit: self.file_bytes_max,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Descriptors of a fork, as the message carries them.
+pub(crate) fn fork_parts(fds: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd), RequestError> {
+    let mut fds = fds.into_iter();
+    match (fds.next(), fds.next()) {
+        (Some(memory), Some(state)) => Ok((memory, state)),
+        _ => Err(StateError::Truncated.into()),
+    }
+}
