@@ -211,6 +211,46 @@ fn nothing_comes_in_unasked() {
     one.hears("unasked");
 }
 
+#[test]
+fn a_guest_cannot_use_up_the_hosts_connections() {
+    if !can_run("a_guest_cannot_use_up_the_hosts_connections") {
+        return;
+    }
+    let bed = Bed::new();
+    let network = bed.network("default", NetworkKind::Nat);
+    let [one, two] = [5, 6].map(|last| bed.guest("default", network.subnet, last));
+    let router = one.resolve(network.gateway.unwrap());
+    let server = bed.socket(&bed.outside, "0.0.0.0:7");
+    let outside = (router, OUTSIDE.parse().unwrap(), 7);
+    // One that the outside answered; then as many as may be, remembered for longer than the test takes.
+    one.send(&frames::udp(one.end(9_999), outside, "known"));
+    let from = receives(&server, "known");
+    server.send_to(b"answer", from).unwrap();
+    one.answer_arp();
+    one.hears("answer");
+    let timeout = "net.netfilter.nf_conntrack_udp_timeout=600";
+    bed.host.run("sysctl", &["-qw", timeout]);
+    for first in (10_000..10_000 + 4095).step_by(65) {
+        one.say_from_ports(first, 65, outside, "another");
+        for _ in 0..65 {
+            receives(&server, "another");
+        }
+    }
+    one.say_from_ports(20_000, 64, outside, "too many");
+    one.send(&frames::udp(one.end(9_999), outside, "known"));
+    receives(&server, "known");
+    // Another guest has its own.
+    two.say(outside, "another's");
+    receives(&server, "another's");
+    bed.open_host();
+    bed.outside.run(
+        "ip",
+        &["route", "add", &network.subnet.to_string(), "via", HOST],
+    );
+    one.say_from_ports(20_000, 1, outside, "too many");
+    receives(&server, "too many");
+}
+
 /// Frames that a guest may not send, by name; each carries its name where something can be carried.
 fn lies(one: &Guest, two: &Guest) -> Vec<(&'static str, Vec<u8>)> {
     let stranger = Ipv4Addr::from_bits(one.address.to_bits() + 40);

@@ -20,6 +20,9 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {
     }
 }
 
+/// How a guest ends.
+type End = fn(&Bed, &common::guests::Guest);
+
 /// Whether rules or links know this tap.
 fn knows(bed: &Bed, tap: &str) -> bool {
     bed.leftovers().iter().any(|line| line.contains(tap))
@@ -32,7 +35,7 @@ fn a_vms_taps_end_with_it() {
     }
     let bed = Bed::new();
     let subnet = bed.network("default", NetworkKind::Nat).subnet;
-    let ends: [(u8, &str, fn(&Bed, &common::guests::Guest)); 3] = [
+    let ends: [(u8, &str, End); 3] = [
         (5, "it exits", |_, guest| guest.ask_last("exit 0")),
         (6, "it is killed", |bed, guest| {
             bed.launcher.client().kill(&id(&guest.name)).unwrap()

@@ -165,7 +165,9 @@ fn an_interrupted_one_leaves_nothing_behind() {
 fn a_start_that_fails_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let real = programs::directory().unwrap();
-    for name in ["dwcp-launch", "dwcp-vmm", "dwcp-mover", "dwcp-wan", "dwcp"] {
+    for name in [
+        "dwcp-launch", "dwcp-vmm", "dwcp-mover", "dwcp-image", "dwcp-wan", "dwcp",
+    ] {
         symlink(real.join(name), folder.path().join(name)).unwrap();
     }
     // It comes after the launcher, and says that it came.

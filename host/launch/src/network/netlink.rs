@@ -215,7 +215,9 @@ impl Netlink {
             for answer in parse(&self.receive()?)? {
                 match i32::from(answer.kind) {
                     _ if answer.sequence != sequence => {}
-                    libc::NLMSG_DONE => return Ok(()),
+                    // It ends with what stopped it, if anything did.
+                    libc::NLMSG_DONE if answer.body.len() < 4 => return Ok(()),
+                    libc::NLMSG_DONE => return acknowledged(answer.body),
                     libc::NLMSG_ERROR => acknowledged(answer.body)?,
                     _ => each(answer.body),
                 }

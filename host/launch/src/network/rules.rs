@@ -6,6 +6,7 @@
 //! - what comes from a guest reaches of this host only the gateway's echo, and answers to what the host began;
 //! - guests of a NAT network reach what is outside, but no link-local address, no other network of ours and not each
 //!   other; what is outside reaches them only to answer;
+//! - a guest has a bounded number of connections through NAT, so it cannot use up the host's;
 //! - guests of an isolated network reach each other and nothing else.
 //!
 //! The text is built from checked names and addresses only. This module must not know how rules get into the kernel.
@@ -22,6 +23,11 @@ use super::names::Prefix;
 
 /// Most elements of the set: two for each of four NICs of 256 VMs.
 const ELEMENTS_MAX: usize = 2048;
+/// Most addresses whose connections are counted; the kernel drops those that have none.
+const ADDRESSES_MAX: usize = 65_535;
+
+/// Most connections of one VM through NAT at a time. The kernel's table of connections is the whole host's.
+const FLOWS_MAX: usize = 4096;
 
 /// One network, as the rules know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +134,11 @@ fn in_the_host(prefix: &Prefix, networks: &[Ruled<'_>]) -> String {
     // A frame to a reserved address goes round the bridge and comes from the tap itself: such never pass.
     format!(
         r#"table inet {prefix} {{
+	set flows {{
+		type ipv4_addr
+		size {ADDRESSES_MAX}
+		flags dynamic
+	}}
 	chain to_host {{
 		type filter hook input priority -10; policy accept;
 		iifname "{taps}" drop
@@ -163,6 +174,7 @@ fn through_nat(
     write!(
         forward,
         r#"		iifname "{bridge}" oifname {{ {bridges} }} drop
+		iifname "{bridge}" ct state new add @flows {{ ip saddr ct count over {FLOWS_MAX} }} drop
 		iifname "{bridge}" ip saddr {subnet} ip daddr != 169.254.0.0/16 accept
 		iifname "{bridge}" drop
 		oifname "{bridge}" ct state established,related accept

@@ -188,6 +188,13 @@ impl Guest {
         assert_eq!(self.ask(&format!("send 0 {hex}")), true);
     }
 
+    /// Sends a datagram from `count` ports, from `first` on.
+    pub fn say_from_ports(&self, first: u16, count: u16, to: End, text: &str) {
+        let frame = frames::udp(self.end(first), to, text);
+        let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(self.ask(&format!("ports 0 {hex} {count}")), true);
+    }
+
     pub fn say(&self, to: End, text: &str) {
         self.send(&frames::udp(self.end(5000), to, text));
     }

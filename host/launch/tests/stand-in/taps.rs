@@ -33,7 +33,8 @@ pub fn describe(tap: &OwnedFd) -> Value {
     })
 }
 
-/// `send TAP HEX` answers whether the tap took it; `frames TAP` answers what has come; the rest are a VMM gone bad.
+/// `send TAP HEX` answers whether the tap took it; `ports TAP HEX COUNT` sends a datagram from as many ports, upwards;
+/// `frames TAP` answers what has come; the rest are a VMM gone bad.
 pub fn obey(order: &str, taps: &[OwnedFd]) -> Option<Value> {
     let words: Vec<&str> = order.split(' ').collect();
     let tap = |number: &str| taps.get(number.parse::<usize>().ok()?);
@@ -46,6 +47,17 @@ pub fn obey(order: &str, taps: &[OwnedFd]) -> Option<Value> {
                     .write(&bytes)
                     .is_ok()
             )
+        }
+        ["ports", number, frame, count] => {
+            let mut bytes = vec![0; HEADER_BYTES];
+            bytes.extend(unhex(frame)?);
+            let mut file = File::from(tap(number)?.try_clone().ok()?);
+            let sent = (0..count.parse::<u16>().ok()?).all(|_| {
+                let taken = file.write(&bytes).is_ok();
+                next_port(&mut bytes);
+                taken
+            });
+            json!(sent)
         }
         ["frames", number] => json!(frames(tap(number)?)?),
         ["persist", number] => {
@@ -62,6 +74,13 @@ pub fn obey(order: &str, taps: &[OwnedFd]) -> Option<Value> {
         }
         _ => return None,
     })
+}
+
+/// Makes a UDP datagram one of the next source port.
+fn next_port(bytes: &mut [u8]) {
+    let at = HEADER_BYTES + 34;
+    let port = u16::from_be_bytes([bytes[at], bytes[at + 1]]).wrapping_add(1);
+    bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
 }
 
 fn frames(tap: &OwnedFd) -> Option<Vec<String>> {
