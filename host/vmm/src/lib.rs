@@ -24,3 +24,8 @@ mod kvm;
 mod machine;
 mod server;
 mod vcpu;
+
+/// What fuzz targets play with; no part of the interface.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use devices::fuzzing;

@@ -18,6 +18,8 @@ pub use ioapic::{IO_APIC_ADDRESS, IoApic, IoApicState, IrqLine};
 pub use pci::{CONFIG_ADDRESS_PORT, FUNCTIONS_MAX, PciBus, SPACE_LAST, SPACE_START, window_of};
 pub use power::{Power, PowerState};
 pub use serial::{SERIAL_LINE, SERIAL_PORT, SerialPort, SerialRegisters};
+#[cfg(feature = "fuzzing")]
+pub use virtio::fuzzing;
 pub use virtio::{Backend, Block, DeviceError, Function, FunctionState, Net, Order, RawDisk, Rng};
 
 use crate::boot::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_LINE};

@@ -8,7 +8,7 @@ mod msix;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use config::{BAR0, COMMAND, ConfigSpace, ConfigState, Identity};
-pub use msix::{Msix, MsixState};
+pub use msix::{Deliver, Msix, MsixState};
 
 use super::virtio::{DeviceError, Function};
 

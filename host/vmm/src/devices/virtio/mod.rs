@@ -18,7 +18,11 @@
 //! is touched.
 
 mod block;
+#[cfg(test)]
+mod driver;
 mod function;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod interrupts;
 mod limit;
 mod net;

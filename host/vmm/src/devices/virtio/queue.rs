@@ -410,3 +410,6 @@ pub fn scatter(memory: &GuestMemory, ranges: &[GuestRange], bytes: &[u8]) -> Res
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests;
