@@ -29,9 +29,6 @@ pub struct Arguments {
     /// A firecracker binary to measure beside ours
     #[arg(long, value_name = "PATH")]
     firecracker: Option<PathBuf>,
-    /// A cloud-hypervisor binary to measure beside ours
-    #[arg(long, value_name = "PATH")]
-    cloud_hypervisor: Option<PathBuf>,
 }
 
 /// A figure, as the file holds it.
@@ -168,9 +165,7 @@ fn references(arguments: &Arguments) -> Vec<OsString> {
             .flat_map(|path| [flag.into(), path.clone().into_os_string()])
             .collect::<Vec<OsString>>()
     };
-    let mut all = one("--firecracker", &arguments.firecracker);
-    all.extend(one("--cloud-hypervisor", &arguments.cloud_hypervisor));
-    all
+    one("--firecracker", &arguments.firecracker)
 }
 
 /// The command that measures the same again.
@@ -271,7 +266,6 @@ mod tests {
             rows: rows.iter().map(|&row| row.into()).collect(),
             json: None,
             firecracker: None,
-            cloud_hypervisor: None,
         }
     }
 

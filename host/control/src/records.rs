@@ -10,6 +10,10 @@ use utoipa::ToSchema;
 
 use crate::names::Name;
 
+mod journal;
+
+pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
+
 /// Identifies a virtual machine for ever, wherever it runs and whatever it is called: a UUID, version 7.
 pub type VmId = String;
 /// SHA-256 of content, as 64 hexadecimal digits.
@@ -24,7 +28,7 @@ pub struct VmSpec {
     /// Initial RAM disk, by digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<Digest>,
-    /// Kernel command line, at most 2,047 bytes.
+    /// Kernel command line, at most 1,536 bytes.
     #[serde(default)]
     pub cmdline: String,
     /// Guest memory in bytes: a multiple of 2 MiB, from 16 MiB to 1 TiB.
@@ -165,11 +169,11 @@ pub enum VmPhase {
 pub struct Placement {
     /// The recorded decision.
     pub decision: String,
-    /// The plugin that decided, `publisher/name@version`, or `built-in`.
+    /// The plugin that decided, `publisher/name@version`.
     pub plugin: String,
     /// The host that was chosen.
     pub host: Name,
-    /// Its score, 0 to 1.
+    /// Its score, 0 to 100; higher is better.
     pub score: f64,
     /// Each factor and what it said, in the plugin's words.
     pub reasons: Vec<String>,
@@ -251,7 +255,7 @@ pub struct Image {
 pub struct MigrateRequest {
     /// The host to go to, by the name it was introduced under.
     pub to: Name,
-    /// TLS streams, 1 to 64; chosen from the link if absent.
+    /// TLS streams, 1 to 64; 4 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<u8>,
     /// The pause that the guest may see, ms; the last round is sent once it is forecast to fit (default 300).
@@ -548,68 +552,4 @@ pub enum BindingMode {
     Warn,
     /// A denial is only recorded.
     DryRun,
-}
-
-/// A recorded decision of a plugin or policy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Decision {
-    /// Its identity.
-    pub id: String,
-    /// When it was asked, ms.
-    pub time_ms: u64,
-    /// The world that was asked: `placement`, `template`, `policy`.
-    pub world: String,
-    /// Who answered, `publisher/name@version`.
-    pub plugin: String,
-    /// SHA-256 of the component that answered.
-    pub digest: Digest,
-    /// SHA-256 of what the component was configured with (a policy's sources); empty where there is nothing.
-    #[serde(default)]
-    pub configuration: String,
-    /// What it was about, such as `projects/default/vms/web`.
-    pub subject: String,
-    /// What it was asked. A part of a decision that was too large to keep is replaced by `left_out_bytes`.
-    pub input: serde_json::Value,
-    /// The fleet that placement saw, of the revision that the input names.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fleet: Option<serde_json::Value>,
-    /// What it answered, or the fault.
-    pub answer: serde_json::Value,
-    /// Whether the call ended in a fault.
-    pub fault: bool,
-    /// How long it took, µs.
-    pub duration_us: u64,
-}
-
-/// Something that happened.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Event {
-    /// Its number on this host, growing.
-    pub sequence: u64,
-    /// When, ms.
-    pub time_ms: u64,
-    /// What kind, such as `vm.started`.
-    pub kind: String,
-    /// What it is about, such as `projects/default/vms/web`.
-    pub object: String,
-    /// What happened, in a sentence.
-    pub message: String,
-}
-
-/// An entry of the audit log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct AuditRecord {
-    /// Its index in the log, from 0.
-    pub index: u64,
-    /// The entry exactly as it was hashed: canonical JSON.
-    pub entry: String,
-}
-
-/// What a client needs to check the audit log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct AuditCheckpoint {
-    /// The signed note (C2SP tlog-checkpoint).
-    pub note: String,
-    /// The verifier key (C2SP signed-note: name, key hash, key).
-    pub key: String,
 }

@@ -125,7 +125,7 @@ impl Config {
             .name
             .clone()
             .or(file.name)
-            .map_or_else(|| Ok(host_name()), |text| Name::new(text).context("`name`"))?;
+            .map_or_else(host_name, |text| Name::new(text).context("`name`"))?;
         let region = match arguments.region.clone().or(file.region) {
             Some(text) => Name::new(text).context("`region`")?,
             None => name.clone(),
@@ -212,7 +212,7 @@ fn bundled_marketplace() -> Option<PathBuf> {
 }
 
 /// The machine's host name as far as it is a name, else `host`.
-fn host_name() -> Name {
+fn host_name() -> anyhow::Result<Name> {
     let text = nix::unistd::gethostname()
         .ok()
         .and_then(|name| name.into_string().ok())
@@ -229,7 +229,7 @@ fn host_name() -> Name {
     Name::new(text)
         .or_else(|_| Name::new(format!("host-{text}")))
         .or_else(|_| Name::new("host"))
-        .unwrap_or_else(|_| unreachable!("`host` is a name"))
+        .context("The host's own name makes none for DWCP: set `name`")
 }
 
 #[cfg(test)]

@@ -8,11 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use dwcp_jail::{Handover, HandoverError, LastWordsPipe};
-use dwcp_launch::protocol::{CHILDREN_MAX, Child, ChildId, ChildKind, ChildState, Side};
+use dwcp_launch::protocol::{CHILDREN_MAX, Child, ChildId, ChildKind, ChildState, NicSpec, Side};
 use dwcp_memory::{DirtyBitmap, MemoryError, MemorySize, create_memory, reopen_read_only};
 use nix::sys::wait::WaitStatus;
 
 use crate::cgroup::{Group, Groups};
+use crate::network::{NetworkError, Networks};
 use crate::sandbox::{Order, Process, Sandbox, SpawnError};
 
 /// Why a request about a child was refused.
@@ -54,6 +55,9 @@ pub enum Refusal {
     /// The process could not be started.
     #[error("The child could not be started")]
     Spawn(#[from] SpawnError),
+    /// A network could not be used, made or removed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// The programs that children run.
@@ -72,6 +76,7 @@ pub struct Children {
     sandbox: Sandbox,
     programs: Programs,
     groups: Groups,
+    networks: Networks,
     uid_base: u32,
 }
 
@@ -109,23 +114,36 @@ struct VmMemory {
 
 impl Children {
     /// No child yet. Their users are numbered from `uid_base` on.
-    pub fn new(sandbox: Sandbox, programs: Programs, groups: Groups, uid_base: u32) -> Self {
+    pub fn new(
+        sandbox: Sandbox,
+        programs: Programs,
+        groups: Groups,
+        networks: Networks,
+        uid_base: u32,
+    ) -> Self {
         Self {
             records: BTreeMap::new(),
             sandbox,
             programs,
             groups,
+            networks,
             uid_base,
         }
     }
 
-    /// Makes memory for a VM and starts its VMM.
+    /// The networks that VMs are on.
+    pub fn networks(&mut self) -> &mut Networks {
+        &mut self.networks
+    }
+
+    /// Makes memory for a VM, puts it on its networks and starts its VMM.
     pub fn spawn_vmm(
         &mut self,
         id: ChildId,
         memory_bytes: u64,
         config: &serde_json::Value,
         descriptors: Vec<OwnedFd>,
+        nics: &[NicSpec],
     ) -> Result<u32, Refusal> {
         self.check_free(&id)?;
         let size = MemorySize::new(memory_bytes)?;
@@ -141,7 +159,13 @@ impl Children {
             copy(&vm_memory.bitmap)?,
         ];
         given.extend(descriptors);
-        let running = self.start(&id, ChildKind::Vmm, size, config, given)?;
+        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
+        given.extend(self.networks.attach(slot, &id, nics)?);
+        let started = self.start(&id, ChildKind::Vmm, slot, size, config, given);
+        if started.is_err() {
+            self.networks.detach(slot);
+        }
+        let running = started?;
         Ok(self.remember(id.clone(), ChildKind::Vmm, id, running, Some(vm_memory)))
     }
 
@@ -171,7 +195,8 @@ impl Children {
         let size = vm_memory.size;
         let mut given = vec![memory, copy(&vm_memory.bitmap)?];
         given.extend(descriptors);
-        let running = self.start(&id, ChildKind::Mover, size, config, given)?;
+        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
+        let running = self.start(&id, ChildKind::Mover, slot, size, config, given)?;
         Ok(self.remember(id, ChildKind::Mover, vm, running, None))
     }
 
@@ -230,6 +255,7 @@ impl Children {
             Ok(WaitStatus::Signaled(_, signal, _)) => (None, Some(signal as i32)),
             _ => (None, None),
         };
+        self.networks.detach(running.slot);
         running.last_words.drain();
         record.life = Life::Ended(ChildState::Exited {
             code,
@@ -264,6 +290,7 @@ impl Children {
         &self,
         id: &ChildId,
         kind: ChildKind,
+        slot: u32,
         size: MemorySize,
         config: &serde_json::Value,
         given: Vec<OwnedFd>,
@@ -272,7 +299,6 @@ impl Children {
             ChildKind::Vmm => (&self.programs.vmm, c"dwcp-vmm"),
             ChildKind::Mover => (&self.programs.mover, c"dwcp-mover"),
         };
-        let slot = self.free_slot().ok_or(Refusal::TooMany)?;
         let (handover, last_words) = Handover::new(config.to_string().as_bytes(), given)?;
         let group = self
             .groups

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use dwcp_channel::{Channel, ChannelError};
 
-use crate::protocol::{Child, ChildId, Reply, Request, Side, VERSION};
+use crate::address::{Ipv4Prefix, NetworkName};
+use crate::protocol::{
+    Child, ChildId, Network, NetworkKind, NicSpec, Reply, Request, Side, VERSION,
+};
 
 /// The launcher answers within milliseconds; one that takes this long is taken for broken.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -96,10 +99,23 @@ impl Client {
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<u32, ClientError> {
+        self.spawn_vmm_on_networks(id, memory_bytes, config, descriptors, &[])
+    }
+
+    /// [`Client::spawn_vmm`] with network interfaces; their taps arrive after `descriptors`.
+    pub fn spawn_vmm_on_networks(
+        &mut self,
+        id: &ChildId,
+        memory_bytes: u64,
+        config: serde_json::Value,
+        descriptors: &[BorrowedFd<'_>],
+        nics: &[NicSpec],
+    ) -> Result<u32, ClientError> {
         let request = Request::SpawnVmm {
             id: id.clone(),
             memory_bytes,
             config,
+            nics: nics.to_vec(),
         };
         self.spawn(&request, descriptors)
     }
@@ -138,6 +154,29 @@ impl Client {
     /// Forgets an exited child, and a VM's memory with it. Refused while it runs.
     pub fn forget(&mut self, id: &ChildId) -> Result<(), ClientError> {
         self.done(&Request::Forget { id: id.clone() })
+    }
+
+    /// Makes a network, or finds that it is there as asked for. Without a subnet the launcher chooses one.
+    pub fn ensure_network(
+        &mut self,
+        name: &NetworkName,
+        kind: NetworkKind,
+        subnet: Option<Ipv4Prefix>,
+    ) -> Result<Network, ClientError> {
+        let request = Request::EnsureNetwork {
+            name: name.clone(),
+            kind,
+            subnet,
+        };
+        match self.ask(&request, &[])? {
+            Reply::Network { network } => Ok(network),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Removes a network. Refused while a VM is on it.
+    pub fn remove_network(&mut self, name: &NetworkName) -> Result<(), ClientError> {
+        self.done(&Request::RemoveNetwork { name: name.clone() })
     }
 
     /// Turns the connection into a stream of exits: first those that are kept, then each as it happens.

@@ -4,6 +4,7 @@
 
 mod cgroup;
 mod children;
+mod network;
 mod sandbox;
 mod server;
 
@@ -23,6 +24,7 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::cgroup::Groups;
 use crate::children::{Children, Programs};
+use crate::network::{Networks, Nft, Prefix};
 use crate::sandbox::{Sandbox, open_program};
 use crate::server::Server;
 
@@ -45,6 +47,12 @@ struct Arguments {
     /// The mover's program [default: dwcp-mover beside this program].
     #[arg(long, value_name = "PATH")]
     mover: Option<PathBuf>,
+    /// What the names of bridges and taps begin with; launchers of one network namespace differ in it.
+    #[arg(long, value_name = "NAME", default_value = "dwcp")]
+    network_prefix: Prefix,
+    /// The program that sets the packet filter's rules, of the package nftables.
+    #[arg(long, value_name = "PATH", default_value = "/usr/sbin/nft")]
+    nft: PathBuf,
     /// Let children write to this program's standard error.
     #[arg(long)]
     verbose: bool,
@@ -72,6 +80,7 @@ fn main() -> anyhow::Result<()> {
     };
     let sandbox = Sandbox::new(arguments.verbose).context("/dev/null cannot be opened")?;
     let groups = Groups::find();
+    let networks = Networks::new(arguments.network_prefix, Nft::new(arguments.nft));
     let (listener, socket) = listen(&arguments.socket, arguments.allow_uid)?;
     eprintln!(
         "dwcp-launch: Serving user {} at {}; {}; {} user namespaces",
@@ -84,7 +93,7 @@ fn main() -> anyhow::Result<()> {
             "without"
         },
     );
-    let children = Children::new(sandbox, programs, groups, arguments.uid_base);
+    let children = Children::new(sandbox, programs, groups, networks, arguments.uid_base);
     let result = Server::new(listener, signals, arguments.allow_uid, children).run();
     drop(socket);
     result.context("The launcher cannot wait for events any more")

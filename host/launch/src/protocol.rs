@@ -21,13 +21,29 @@
 //!              +-----------------------+
 //! ```
 //!
+//! # What a VMM finds where
+//!
+//! From [`DESCRIPTORS_FD`](dwcp_jail::DESCRIPTORS_FD) on: `/dev/kvm`, `/dev/userfaultfd` or `/dev/null`, guest
+//! memory, the dirty bitmap; then the message's own descriptors, as the client ordered them (`dwcpd`: the control
+//! socket, the serial log, kernel, initial RAM disk, disks); then one tap for each of `nics`, in their order.
+//!
+//! A tap is up, non-blocking, and takes and gives one Ethernet frame a call, each after a 12-byte `virtio_net_hdr`
+//! (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, `TUNSETVNETHDRSZ` 12). Its offloads are set to all that virtio-net can be
+//! offered: `TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_UFO`. For a guest that accepts less, the VMM must lower
+//! them with `TUNSETOFFLOAD`, which takes no right but the descriptor; it needs no other `ioctl` on a tap and should
+//! give up all others. Frames pass only with the MAC and the address of the `NicSpec`; IPv6 does not pass. DHCP
+//! answers do not pass either: the VMM answers its guest itself. The MTU is 1,500 bytes.
+//!
 //! Messages are those of `dwcp-channel`. A request that cannot be carried out is refused with the reason and changes
 //! nothing. Every exit is kept until it is forgotten, so a client that was away learns of it later.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::address::{Ipv4Prefix, Mac, NetworkName};
 
 /// The version spoken here.
 pub const VERSION: u32 = 1;
@@ -37,6 +53,10 @@ pub const ID_BYTES_MAX: usize = 64;
 pub const REQUEST_BYTES_MAX: usize = 256 << 10;
 /// Most children that are kept, running and exited together.
 pub const CHILDREN_MAX: usize = 256;
+/// Most network interfaces of one VM.
+pub const NICS_MAX: usize = 4;
+/// Most networks at a time.
+pub const NETWORKS_MAX: usize = 64;
 /// Most connections at a time.
 pub const CONNECTIONS_MAX: usize = 32;
 
@@ -101,6 +121,40 @@ pub enum Side {
     Destination,
 }
 
+/// What a network is joined to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkKind {
+    /// Its VMs reach what the host reaches, under the host's address; nothing reaches them but answers, and the host.
+    /// They do not reach each other, nor services of the host.
+    Nat,
+    /// Its VMs reach each other and nothing else, not even the host.
+    Isolated,
+}
+
+/// One network interface of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// The only MAC address that the guest may send from; no other VM of the network has it.
+    pub mac: Mac,
+    /// The only IPv4 address that the guest may send from, with the prefix of the network's subnet.
+    pub address: Ipv4Prefix,
+    /// A network that was made with `EnsureNetwork`.
+    pub network: NetworkName,
+}
+
+/// A network as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its addresses.
+    pub subnet: Ipv4Prefix,
+    /// The host's address in it and the guests' router: a NAT network's first one. An isolated network has none.
+    pub gateway: Option<Ipv4Addr>,
+    /// The name of its bridge on this host; another one after the launcher has been started again.
+    pub bridge: String,
+}
+
 /// A request to the launcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -118,6 +172,9 @@ pub enum Request {
         memory_bytes: u64,
         /// Handed over verbatim.
         config: serde_json::Value,
+        /// At most [`NICS_MAX`]. The descriptors of their taps follow the message's own, in this order.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        nics: Vec<NicSpec>,
     },
     /// Starts a mover on the memory of a VM. The message's descriptors follow the launcher's own two.
     SpawnMover {
@@ -141,6 +198,22 @@ pub enum Request {
     Forget {
         /// Which one.
         id: ChildId,
+    },
+    /// Makes a network, or finds that it is there; answers `Network`. Networks end with the launcher, so this is asked
+    /// again after a launcher was started; a client that keeps the subnet then names it.
+    EnsureNetwork {
+        /// Its name. One of that name with another kind or subnet is refused.
+        name: NetworkName,
+        /// What it is joined to.
+        kind: NetworkKind,
+        /// Its addresses, with a prefix of 8 to 30 bits and no host bits. A NAT network's must not be in use on this
+        /// host. Without one, the first /24 is taken that is not in use, of a list that is the same on every host.
+        subnet: Option<Ipv4Prefix>,
+    },
+    /// Removes a network. Refused while a VM is on it; done also when there is none.
+    RemoveNetwork {
+        /// Which one.
+        name: NetworkName,
     },
     /// Turns the connection into a stream of exits.
     Watch,
@@ -168,6 +241,11 @@ pub enum Reply {
     Children {
         /// Ascending by id.
         children: Vec<Child>,
+    },
+    /// The answer to `EnsureNetwork`.
+    Network {
+        /// As it is now.
+        network: Network,
     },
     /// The request was carried out.
     Done,
@@ -248,6 +326,30 @@ mod tests {
         let too_long = "a".repeat(ID_BYTES_MAX + 1);
         for bad in ["", "A", "a/b", "..", "a b", "ä", too_long.as_str()] {
             assert_eq!(bad.parse::<ChildId>(), Err(BadId), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_look_as_documented() {
+        let nic = r#"{"mac":"02:00:00:00:00:05","address":"10.83.0.5/24","network":"default"}"#;
+        let spawn = |nics: &str| {
+            format!(r#"{{"spawn-vmm":{{"id":"vm-1","memory_bytes":4096,"config":{{}}{nics}}}}}"#)
+        };
+        // Without interfaces the message is what it was before there were any.
+        for text in [spawn(""), spawn(&format!(r#","nics":[{nic}]"#))] {
+            let request: Request = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        }
+        let text = r#"{"ensure-network":{"name":"default","kind":"nat","subnet":null}}"#;
+        let request: Request = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        for bad in [
+            spawn(r#","nics":[{}]"#),
+            spawn(&format!(r#","nics":[{}]"#, nic.replace("02:", "03:"))),
+            spawn(&format!(r#","nics":[{}]"#, nic.replace("/24", "/33"))),
+            spawn(&format!(r#","nics":[{}]"#, nic.replace("default", "../x"))),
+        ] {
+            assert!(serde_json::from_str::<Request>(&bad).is_err(), "{bad}");
         }
     }
 

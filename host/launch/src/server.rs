@@ -308,8 +308,9 @@ fn carry_out(
             id,
             memory_bytes,
             config,
+            nics,
         } => {
-            let pid = children.spawn_vmm(id, memory_bytes, &config, descriptors)?;
+            let pid = children.spawn_vmm(id, memory_bytes, &config, descriptors, &nics)?;
             Ok(Reply::Spawned { pid })
         }
         Request::SpawnMover {
@@ -326,13 +327,21 @@ fn carry_out(
         }),
         Request::Kill { id } => children.kill(&id).map(|()| Reply::Done),
         Request::Forget { id } => children.forget(&id).map(|()| Reply::Done),
+        Request::EnsureNetwork { name, kind, subnet } => {
+            let network = children.networks().ensure(&name, kind, subnet)?;
+            Ok(Reply::Network { network })
+        }
+        Request::RemoveNetwork { name } => {
+            children.networks().remove(&name)?;
+            Ok(Reply::Done)
+        }
         // Answered where the connection's phase is known.
         Request::Hello { .. } | Request::Watch => Ok(Reply::Done),
     }
 }
 
 /// An error and all its sources, in one line.
-fn describe(error: &dyn std::error::Error) -> String {
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

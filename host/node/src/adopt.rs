@@ -183,7 +183,7 @@ impl Node {
                 n => Duration::from_secs(1 << n.min(6)),
             }
         };
-        let (node, id) = (self.arc(), id.to_owned());
+        let (node, id) = (self.arc()?, id.to_owned());
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
             let still = node.records.vm_by_id(&id).await.ok().flatten();

@@ -10,14 +10,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use dwcp_api::service::Answer;
+use dwcp_api::service::{Answer, Page, PageRequest};
 use dwcp_control::records::Decision;
 use dwcp_plugins::{DecisionRecord, Outcome, Recorder, Stamp, World};
 use dwcp_store::{Entry, Op, StoreError, Txn, TypedError};
 use serde_json::{Value, json};
 
 use crate::errors::{chain, internal, record};
-use crate::state::{Records, newest_first, now_ms};
+use crate::state::{Records, newest_first, now_ms, page};
 
 /// Decisions kept.
 const DECISIONS_MAX: usize = 10_000;
@@ -229,6 +229,41 @@ async fn trim_to(records: &Records, max: usize) -> Result<(), StoreError> {
         }
         if after.is_none() {
             return Ok(());
+        }
+    }
+}
+
+/// Decisions, newest first; of one subject, if one is named.
+pub(crate) async fn list(
+    records: &Records,
+    subject: Option<&str>,
+    request: PageRequest,
+) -> Answer<Page<Decision>> {
+    let Some(subject) = subject else {
+        return page(&records.decisions, "", request, |found| found.value).await;
+    };
+    // They are kept by time; of one subject they are few among a bounded number.
+    let mut items = Vec::new();
+    let mut cursor = request.cursor;
+    loop {
+        let part = PageRequest {
+            cursor: cursor.clone(),
+            limit: PAGE,
+        };
+        let found = page(&records.decisions, "", part, |f| (f.id, f.value)).await?;
+        for (id, decision) in found.items {
+            if decision.subject == subject {
+                items.push(decision);
+            }
+            if items.len() == request.limit {
+                let next_cursor = Some(id);
+                return Ok(Page { items, next_cursor });
+            }
+        }
+        cursor = found.next_cursor;
+        if cursor.is_none() {
+            let next_cursor = None;
+            return Ok(Page { items, next_cursor });
         }
     }
 }

@@ -5,6 +5,7 @@
 //! machine again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use dwcp_api::Fault;
 use dwcp_api::Principal;
@@ -258,7 +259,7 @@ impl Incoming {
 
     /// Waits for the last of the data and for the commit, in whichever order they come, and takes the machine.
     async fn until_taken(&mut self, stream: &mut TlsStream<TcpStream>) -> Answer<()> {
-        let (mut loaded, mut committed) = (false, false);
+        let (mut loaded, mut committed) = (false, None);
         let (mut reader, mut writer) = tokio::io::split(stream);
         // Read in a task's place: a message half read must not be dropped when the mover speaks first.
         let commit = receive::<Ask>(&mut reader);
@@ -266,15 +267,15 @@ impl Incoming {
         // The commit comes right behind the last data; a source that never sends it is refused, and may ask.
         let patience = tokio::time::sleep(IDLE);
         tokio::pin!(patience);
-        while !(loaded && committed) {
+        while !(loaded && committed.is_some()) {
             let Some(mover) = self.mover.as_mut() else {
                 return Err(unavailable("The mover is gone"));
             };
             tokio::select! {
                 () = &mut patience, if loaded => return Err(broken(SessionError::Deadline)),
-                said = &mut commit, if !committed => match said.map_err(broken)? {
+                said = &mut commit, if committed.is_none() => match said.map_err(broken)? {
                     Ask::Commit { epoch } if epoch == self.migration.epoch => {
-                        committed = true;
+                        committed = Some(Instant::now());
                         step("destination.committed").await;
                     }
                     Ask::Abort { reason } => return Err(unavailable(reason)),
@@ -314,6 +315,7 @@ impl Incoming {
                 .now_running(&self.vm, self.migration.epoch)
                 .await?;
         }
+        self.migration.progress.pause_ms = committed.map(|at| at.elapsed().as_secs_f64() * 1000.0);
         let took = Reply::Took {
             epoch: self.migration.epoch,
         };

@@ -12,7 +12,7 @@ use dwcp_control::records::{
 };
 use serde_json::json;
 
-use crate::errors::{conflict, invalid, record};
+use crate::errors::{conflict, invalid, record, unavailable};
 use crate::node::Node;
 use crate::outgoing::{self, Outgoing};
 use crate::peers;
@@ -45,12 +45,32 @@ impl Node {
             .operations
             .begin_warned("vm.start", &at, "starting", warnings);
         let (operation, running) = begun.await?;
-        let (node, id) = (self.arc(), vm.id.clone());
+        let (node, id) = (self.arc()?, vm.id.clone());
         tokio::spawn(async move {
             let started = node.start(&id).await.map(|()| "Running".to_owned());
             running.end(&started).await;
         });
         Ok(operation)
+    }
+
+    /// Removes a peer that no machine is on its way to.
+    pub(crate) async fn forget_host(&self, name: &Name) -> Answer<()> {
+        for vm in self.vms().await? {
+            if let Some(Ownership::Given { to, .. }) = self.ownership(&vm.id).await?
+                && to == *name
+            {
+                return Err(conflict(format!(
+                    "{} was given to {name} and its answer is missing: resolve that first (`dwcp migration resolve`)",
+                    vm.name
+                )));
+            }
+        }
+        let there = self.records.peers.delete(name.as_str()).await;
+        if there.map_err(record)? {
+            Ok(())
+        } else {
+            Err(Fault::not_found(format!("host {name}")))
+        }
     }
 
     pub(crate) async fn delete_vm(
@@ -184,7 +204,7 @@ impl Node {
         let operation = self.operations.get(running.id()).await?;
         self.events.emit("migration.started", &at, message).await;
         let outgoing = Outgoing::new(
-            self.arc(),
+            self.arc()?,
             vm,
             peer,
             migration,
@@ -239,7 +259,7 @@ impl Node {
 
     /// Drops answers whose day is over, and the oldest beyond what is kept.
     pub(crate) async fn forget_answers(&self) -> Answer<()> {
-        // Looked at now and then: a key's hash decides, so that no counter has to live anywhere.
+        // Looked at now and then: the clock decides, so that no counter has to live anywhere.
         if !now_ms().is_multiple_of(64) {
             return Ok(());
         }
@@ -260,10 +280,8 @@ impl Node {
     }
 
     /// This node, for work that outlives the request.
-    pub(crate) fn arc(&self) -> Arc<Self> {
-        // The node is only ever made inside an `Arc` (`Node::open`), which holds this reference to itself.
-        self.this
-            .upgrade()
-            .unwrap_or_else(|| unreachable!("a node that answers is alive"))
+    pub(crate) fn arc(&self) -> Answer<Arc<Self>> {
+        let ending = || unavailable("The daemon is ending");
+        self.this.upgrade().ok_or_else(ending)
     }
 }

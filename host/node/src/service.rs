@@ -121,27 +121,8 @@ impl Service for Node {
     }
 
     async fn host_remove(&self, who: &Principal, name: &Name) -> Answer<()> {
-        let removed = async {
-            let vms = self.vms().await?;
-            for vm in vms {
-                if let Some(Ownership::Given { to, .. }) = self.ownership(&vm.id).await?
-                    && to == *name
-                {
-                    return Err(conflict(format!(
-                        "{} was given to {name} and its answer is missing: resolve that first (`dwcp migration resolve`)",
-                        vm.name
-                    )));
-                }
-            }
-            let there = self.records.peers.delete(name.as_str()).await;
-            if there.map_err(record)? {
-                Ok(())
-            } else {
-                Err(Fault::not_found(format!("host {name}")))
-            }
-        };
+        let removed = self.forget_host(name).await;
         let at = format!("hosts/{name}");
-        let removed = removed.await;
         self.audited(who, "host.remove", &at, json!({}), removed)
             .await
     }
@@ -264,7 +245,7 @@ impl Service for Node {
             .audited(who, "vm.stop", &at, json!({ "force": force }), checked)
             .await?;
         let (operation, running) = self.operations.begin("vm.stop", &at, "stopping").await?;
-        let node = self.arc();
+        let node = self.arc()?;
         tokio::spawn(async move { running.end(&node.stop(&vm.id, force).await).await });
         Ok(operation)
     }
@@ -512,37 +493,7 @@ impl Service for Node {
         subject: Option<&str>,
         request: PageRequest,
     ) -> Answer<Page<Decision>> {
-        let Some(subject) = subject else {
-            return page(&self.records.decisions, "", request, |found| found.value).await;
-        };
-        // Decisions are kept by time; of one subject they are few among a bounded number.
-        let mut items = Vec::new();
-        let mut cursor = request.cursor;
-        loop {
-            let part = PageRequest {
-                cursor: cursor.clone(),
-                limit: 500,
-            };
-            let found = page(&self.records.decisions, "", part, |f| (f.id, f.value)).await?;
-            for (id, decision) in found.items {
-                if decision.subject == subject {
-                    items.push(decision);
-                    if items.len() == request.limit {
-                        return Ok(Page {
-                            items,
-                            next_cursor: Some(id),
-                        });
-                    }
-                }
-            }
-            cursor = found.next_cursor;
-            if cursor.is_none() {
-                return Ok(Page {
-                    items,
-                    next_cursor: None,
-                });
-            }
-        }
+        crate::decisions::list(&self.records, subject, request).await
     }
 
     async fn decision_get(&self, id: &str) -> Answer<Decision> {

@@ -62,11 +62,6 @@ impl FaultKind {
             FaultKind::Busy => "busy",
         }
     }
-
-    /// Whether the plugin is to blame; only such faults count towards replacing it.
-    pub fn blames_plugin(self) -> bool {
-        !matches!(self, FaultKind::Input | FaultKind::Busy)
-    }
 }
 
 /// A call that gave no usable answer.

@@ -7,14 +7,11 @@ use dwcp_plugins::{
     Stamp, Summary, Verdict,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 /// What a policy is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// SHA-256 (hex) of the policy component that decides; none for the Rego component.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub component: Option<String>,
     /// What it is configured with: Rego modules, data.
     pub documents: Vec<Document>,
 }
@@ -22,10 +19,7 @@ pub struct Source {
 impl Source {
     /// A policy of Rego documents.
     pub fn rego(documents: Vec<Document>) -> Source {
-        Source {
-            component: None,
-            documents,
-        }
+        Source { documents }
     }
 }
 
@@ -50,7 +44,6 @@ pub trait Engine: Send + Sync {
 pub struct SandboxEngine {
     sandbox: Arc<Sandbox>,
     rego: Option<Compiled>,
-    components: std::sync::RwLock<BTreeMap<String, Compiled>>,
     setup: Setup,
 }
 
@@ -60,40 +53,20 @@ impl SandboxEngine {
         SandboxEngine {
             sandbox,
             rego,
-            components: Default::default(),
             setup,
-        }
-    }
-
-    /// Makes a policy component known, so that sources can name it.
-    pub fn add_component(&self, compiled: Compiled) {
-        let mut components = self
-            .components
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        components.insert(compiled.digest().to_owned(), compiled);
-    }
-
-    fn component(&self, source: &Source) -> Result<Compiled, Fault> {
-        let missing = |what: String| Fault::new(FaultKind::Start, what);
-        match &source.component {
-            None => self.rego.clone().ok_or_else(|| {
-                missing("The Rego component is not installed. Install it (dwcp plugin install) and apply again.".into())
-            }),
-            Some(digest) => {
-                let components = self.components.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-                components.get(digest).cloned().ok_or_else(|| missing(format!("There is no policy component {digest}.")))
-            }
         }
     }
 }
 
 impl Engine for SandboxEngine {
     fn compile(&self, source: &Source) -> Result<Arc<dyn Judge>, ConfigureError> {
-        let compiled = self.component(source)?;
+        let compiled = self.rego.as_ref().ok_or_else(|| {
+            let what = "The Rego component is not installed. Install it (dwcp plugin install) and apply again.";
+            Fault::new(FaultKind::Start, what)
+        })?;
         let policy = self
             .sandbox
-            .policy(&compiled, self.setup.clone())
+            .policy(compiled, self.setup.clone())
             .map_err(|error| Fault::new(FaultKind::Start, error.to_string()))?;
         let summary = policy.configure(&source.documents)?;
         if summary.policies.is_empty() {

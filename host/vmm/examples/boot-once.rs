@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use dwcp_memory::MemorySize;
-use dwcp_vmm::config::{Boot, Device, DiskLimits, VmConfig};
+use dwcp_vmm::config::{Boot, Device, DiskFormat, DiskLimits, VmConfig};
 use dwcp_vmm::spawn::{GuestFiles, Plan, Spawned, spawn};
 
 /// A guest that has not ended by itself after this long is ended.
@@ -43,6 +43,7 @@ impl Arguments {
         let disk = |number| Device::Block {
             id: format!("disk-{number}"),
             read_only: false,
+            chain: vec![DiskFormat::Raw],
             queues: 1,
             limits: DiskLimits::default(),
         };

@@ -15,6 +15,8 @@ pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
 pub const DEVICES_MAX: usize = crate::devices::FUNCTIONS_MAX;
 /// Longest name of a disk, in bytes, as virtio has it.
 pub const DISK_ID_BYTES_MAX: usize = 20;
+/// Most files of a disk.
+pub const CHAIN_FILES_MAX: usize = 8;
 /// Most queues of a disk.
 pub const DISK_QUEUES_MAX: u16 = 8;
 /// Least payload of a card's frames, as IPv4 needs it.
@@ -49,13 +51,17 @@ pub struct VmConfig {
 pub enum Device {
     /// Entropy of the host.
     Rng,
-    /// A disk; one descriptor, open for reading, and for writing unless it is read-only.
+    /// A disk; one descriptor for each file of its chain, open for reading, the topmost for writing too unless the disk
+    /// is read-only.
     Block {
         /// By what the guest knows it: 1 to [`DISK_ID_BYTES_MAX`] printable ASCII characters.
         id: String,
         /// Whether the guest may not change it.
         #[serde(default)]
         read_only: bool,
+        /// What its chain of files is, the topmost first; 1 to [`CHAIN_FILES_MAX`]. Only the last may be raw.
+        #[serde(default = "raw", skip_serializing_if = "is_raw")]
+        chain: Vec<DiskFormat>,
         /// How many queues, 1 to [`DISK_QUEUES_MAX`].
         #[serde(default = "one")]
         queues: u16,
@@ -130,6 +136,24 @@ fn mtu() -> u16 {
     1500
 }
 
+/// How a file holds a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+fn raw() -> Vec<DiskFormat> {
+    vec![DiskFormat::Raw]
+}
+
+fn is_raw(chain: &[DiskFormat]) -> bool {
+    chain == [DiskFormat::Raw]
+}
+
 /// How much a guest may do with a disk; nothing is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,6 +208,11 @@ pub enum ConfigError {
         "A disk has 1 to {DISK_QUEUES_MAX} queues, and a name of 1 to {DISK_ID_BYTES_MAX} printable ASCII characters"
     )]
     Disk,
+    /// A disk's files.
+    #[error(
+        "A disk has a chain of 1 to {CHAIN_FILES_MAX} files, of which only the last may be raw"
+    )]
+    Chain,
     /// An Ethernet address.
     #[error(
         "An Ethernet address is six pairs of hexadecimal digits with colons between, and means one card: 52:54:00:12:34:56"
@@ -206,7 +235,14 @@ impl Device {
     fn check(&self) -> Result<(), ConfigError> {
         match self {
             Self::Rng => Ok(()),
-            Self::Block { id, queues, .. } => {
+            Self::Block {
+                id, queues, chain, ..
+            } => {
+                let is_chain = (1..=CHAIN_FILES_MAX).contains(&chain.len());
+                let mut above = chain.iter().rev().skip(1);
+                if !is_chain || above.any(|format| *format == DiskFormat::Raw) {
+                    return Err(ConfigError::Chain);
+                }
                 let is_named = (1..=DISK_ID_BYTES_MAX).contains(&id.len());
                 let is_plain = id.bytes().all(|byte| byte.is_ascii_graphic());
                 let has_queues = (1..=DISK_QUEUES_MAX).contains(queues);

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use dwcp_jail::{Inheritance, Kind, inherit};
 
-use crate::config::{Boot, ConfigError, Device, VmConfig};
-use crate::devices::{Backend, Block, Net, RawDisk, Rng};
+use crate::config::{Boot, ConfigError, Device, DiskFormat, VmConfig};
+use crate::devices::{Backend, Block, ChainDisk, Disk, Net, RawDisk, Rng};
 use crate::end::GuestEnd;
 use crate::filters;
 use crate::machine::{BuildError, Machine, Parts};
@@ -100,11 +100,12 @@ fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>
             Device::Block {
                 id,
                 read_only,
+                chain,
                 queues,
                 limits,
             } => {
-                let disk = RawDisk::new(given.next("a disk")?).map_err(StartError::Disk)?;
-                Box::new(Block::new(Box::new(disk), id, *read_only, *queues, *limits))
+                let disk = disk(chain, *read_only, given)?;
+                Box::new(Block::new(disk, id, *read_only, *queues, *limits))
             }
             Device::Net { mac, mtu, limits } => {
                 let tap = given.next("a tap")?;
@@ -113,6 +114,24 @@ fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>
         })
     };
     config.devices.iter().map(&mut make).collect()
+}
+
+/// A disk over its files.
+fn disk(
+    chain: &[DiskFormat],
+    is_read_only: bool,
+    given: &mut Given,
+) -> Result<Box<dyn Disk>, StartError> {
+    if let [DiskFormat::Raw] = chain {
+        let disk = RawDisk::new(given.next("a disk")?);
+        return Ok(Box::new(disk.map_err(StartError::Disk)?));
+    }
+    let files = chain
+        .iter()
+        .map(|format| Ok((*format, given.next("a disk")?)))
+        .collect::<Result<Vec<_>, StartError>>()?;
+    let disk = ChainDisk::open(files, is_read_only).map_err(StartError::Disk)?;
+    Ok(Box::new(disk))
 }
 
 /// The inherited descriptors, taken in order.

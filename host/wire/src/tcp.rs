@@ -10,28 +10,6 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use libc::{c_int, c_void, socklen_t};
 
-/// A congestion control that Linux has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Congestion {
-    /// By measured bandwidth and round trip: holds its rate on a lossy link.
-    Bbr,
-    /// By loss, growing as a cubic function of time: the kernel's usual choice.
-    Cubic,
-    /// By loss, growing linearly.
-    Reno,
-}
-
-impl Congestion {
-    /// The kernel's name for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bbr => "bbr",
-            Self::Cubic => "cubic",
-            Self::Reno => "reno",
-        }
-    }
-}
-
 /// What the kernel knows about a connection (`TCP_INFO`, from `linux/tcp.h`). Fields that this kernel lacks are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpInfo {
@@ -78,17 +56,8 @@ pub fn tune(socket: impl AsFd) -> std::io::Result<()> {
     )
 }
 
-/// Chooses the congestion control of one connection.
-///
-/// # Errors
-/// When the kernel lacks it, or does not let an unprivileged process choose it
-/// (`net.ipv4.tcp_allowed_congestion_control`).
-pub fn set_congestion(socket: impl AsFd, choice: Congestion) -> std::io::Result<()> {
-    let name = choice.name().as_bytes();
-    set(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, name)
-}
-
-/// Limits what the kernel sends on one connection, in bytes of payload per second; `None` lifts the limit.
+/// Limits what the kernel sends on one connection, in bytes of payload per second; `None` lifts the limit. Transfers are
+/// not paced yet; the tests of transfers make slow links with it.
 ///
 /// # Errors
 /// When it is not a TCP socket.

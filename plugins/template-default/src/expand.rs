@@ -10,7 +10,7 @@ use crate::document::{Image, Number, Placement, Restart, Vm, Volume};
 use crate::parameters::Values;
 use crate::{problem, unless_wrong};
 
-const MAX_CMDLINE_BYTES: usize = 2047;
+const MAX_CMDLINE_BYTES: usize = 1536;
 const MAX_VOLUMES: usize = 16;
 const MAX_NETWORKS: usize = 8;
 const MAX_TAGS: usize = 64;

@@ -21,7 +21,7 @@ use crate::output::Format;
     subcommand_required = true,
     after_help = "Examples:
   dwcp vm create web --kernel ./vmlinuz --initrd ./initrd --memory 1GiB --vcpus 2 --tag owner=me
-  dwcp vm create web --template dwcp/worker --param memory=512MiB
+  dwcp vm create web --template dwcp/worker --param memory_mib=512
   dwcp vm console web
   dwcp vm migrate web --to right
   dwcp event list --follow"

@@ -1,4 +1,5 @@
-//! What pages hold: per ten pages three untouched (zero), five of text-like words and digits, two random.
+//! What pages hold, by the mix that is asked for. The reference: per ten pages three untouched (zero), five of text-like
+//! words and digits, two random.
 //!
 //! The sequence and every byte are fixed, so that two programs, or two runs, can be compared on the same memory.
 
@@ -27,6 +28,32 @@ const WORDS: [&[u8]; 16] = [
     b"plugin ",
 ];
 
+/// What the fill consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mix {
+    /// Three parts zero, five text, two random.
+    Reference,
+    /// Nothing is written.
+    Zero,
+    /// Words without a pattern.
+    Random,
+    /// Text-like words and digits.
+    Text,
+}
+
+impl Mix {
+    /// The mix of a name.
+    pub fn named(name: &[u8]) -> Option<Self> {
+        match name {
+            b"reference" => Some(Self::Reference),
+            b"zero" => Some(Self::Zero),
+            b"random" => Some(Self::Random),
+            b"text" => Some(Self::Text),
+            _ => None,
+        }
+    }
+}
+
 /// Marsaglia's xorshift64.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
@@ -47,11 +74,19 @@ impl Random {
 }
 
 /// Fills the `number`th page of the fill; answers whether anything was written.
-pub fn fill_page(number: u64, page: &mut Page, random: &mut Random) -> bool {
-    match number % 10 {
-        0..3 => return false,
-        3..8 => fill_text(page, random),
-        _ => page.iter_mut().for_each(|word| *word = random.next()),
+pub fn fill_page(mix: Mix, number: u64, page: &mut Page, random: &mut Random) -> bool {
+    let kind = match mix {
+        Mix::Reference => match number % 10 {
+            0..3 => Mix::Zero,
+            3..8 => Mix::Text,
+            _ => Mix::Random,
+        },
+        pure => pure,
+    };
+    match kind {
+        Mix::Zero | Mix::Reference => return false,
+        Mix::Text => fill_text(page, random),
+        Mix::Random => page.iter_mut().for_each(|word| *word = random.next()),
     }
     true
 }

@@ -6,14 +6,19 @@
 #![no_main]
 #![allow(dead_code)]
 
+mod attacks;
+mod balloon;
 mod bench;
 mod boot;
 mod check;
 mod clock;
 mod disk;
 mod fill;
+mod interrupts;
+mod kind;
 mod libc;
 mod memory;
+mod net;
 mod orders;
 mod params;
 mod pattern;
@@ -45,18 +50,19 @@ extern "C" fn ring3_main() -> ! {
         params.tsc_khz
     };
     let _ = writeln!(Serial, "guest: up tsc_khz {khz}");
-    if params.seed == 0 || params.unknown_mix {
-        refuse("seed must not be 0, and the only mix is reference");
+    if params.seed == 0 || params.mix.is_none() {
+        refuse("seed must not be 0, and mix is reference, zero, random or text");
     }
     // SAFETY: called here only, once.
     let Some(memory) = (unsafe { Memory::divide(&params) }) else {
         refuse("fill_mib does not fit into memory");
     };
     let clock = Clock::new(khz);
+    let spare = memory.spare.clone();
     let work = Work::prepare(memory, params, clock);
     let _ = writeln!(Serial, "guest: filled {} MiB", params.fill_mib);
     // SAFETY: called here only, once.
-    let services = unsafe { tasks::carry_out(&params, clock) };
+    let services = unsafe { tasks::carry_out(&params, clock, spare) };
     work.run(services)
 }
 

@@ -1,5 +1,6 @@
 //! What the command line asks for. Unknown words are ignored: a VMM may add its own.
 
+use crate::fill::Mix;
 use crate::orders::{Orders, set};
 
 /// The parameters with their defaults.
@@ -19,8 +20,8 @@ pub struct Params {
     pub tsc_khz: u64,
     /// `exit=reset`: reset at once.
     pub exit: bool,
-    /// `mix=` named something other than `reference`.
-    pub unknown_mix: bool,
+    /// `mix=`: what the fill consists of; `None` if it named something unknown.
+    pub mix: Option<Mix>,
     /// What is asked of devices.
     pub orders: Orders,
 }
@@ -36,7 +37,7 @@ impl Params {
             verify: 1,
             tsc_khz: 0,
             exit: false,
-            unknown_mix: false,
+            mix: Some(Mix::Reference),
             orders: Orders::new(),
         };
         for word in line.split(|byte| *byte == b' ') {
@@ -52,7 +53,7 @@ impl Params {
                 b"verify" => set(&mut params.verify, value),
                 b"tsc_khz" => set(&mut params.tsc_khz, value),
                 b"exit" => params.exit = value == b"reset",
-                b"mix" => params.unknown_mix = value != b"reference",
+                b"mix" => params.mix = Mix::named(value),
                 _ => params.orders.take(key, value),
             }
         }

@@ -1,16 +1,20 @@
 //! Carries out what the command line asks of devices, in a fixed order, and keeps what goes on beside the work.
 
 use core::fmt::Write;
+use core::ops::Range;
 
+use crate::balloon::Balloon;
 use crate::clock::Clock;
 use crate::disk::{self, Disk, Repeat};
+use crate::kind::Kind;
+use crate::net::{self, Net, NetServices, Stack};
 use crate::orders::Ending;
 use crate::params::Params;
 use crate::rng;
 use crate::serial::{self, Serial};
 use crate::virtio::dma::Arena;
 use crate::virtio::pci::{Addresses, Function};
-use crate::virtio::{self, Kind, Platform};
+use crate::virtio::{self, Platform};
 
 /// Devices of one kind that are looked at.
 const DEVICES_MAX: usize = 8;
@@ -19,6 +23,8 @@ const DEVICES_MAX: usize = 8;
 #[derive(Debug)]
 pub struct Services {
     disks: [Option<Repeat>; DEVICES_MAX],
+    nets: [Option<NetServices>; DEVICES_MAX],
+    balloon: Option<Balloon>,
 }
 
 impl Services {
@@ -26,6 +32,8 @@ impl Services {
     pub fn none() -> Self {
         Self {
             disks: [const { None }; DEVICES_MAX],
+            nets: [const { None }; DEVICES_MAX],
+            balloon: None,
         }
     }
 
@@ -34,11 +42,21 @@ impl Services {
         for disk in self.disks.iter_mut().flatten() {
             disk.step(now);
         }
+        for net in self.nets.iter_mut().flatten() {
+            net.step(now);
+        }
+        if let Some(balloon) = &mut self.balloon {
+            balloon.step(now);
+        }
     }
 
     /// Tells, once a second, what was done.
     pub fn tell(&mut self) {
         self.disks.iter_mut().flatten().for_each(Repeat::tell);
+        self.nets.iter_mut().flatten().for_each(NetServices::tell);
+        if let Some(balloon) = &mut self.balloon {
+            balloon.tell();
+        }
     }
 }
 
@@ -46,7 +64,7 @@ impl Services {
 ///
 /// # Safety
 /// Call it once: it gives out the only references to the memory for devices.
-pub unsafe fn carry_out(params: &Params, clock: Clock) -> Services {
+pub unsafe fn carry_out(params: &Params, clock: Clock, spare: Range<u64>) -> Services {
     let mut services = Services::none();
     let orders = &params.orders;
     if orders.wants_devices() {
@@ -58,6 +76,7 @@ pub unsafe fn carry_out(params: &Params, clock: Clock) -> Services {
             use_event_index: orders.event_index,
             use_indirect: orders.indirect,
         };
+        test_transport(params, &mut platform);
         if orders.rng_bytes > 0 {
             each(Kind::Rng, |number, function| {
                 rng::run(number, function, orders.rng_bytes, &mut platform);
@@ -65,6 +84,12 @@ pub unsafe fn carry_out(params: &Params, clock: Clock) -> Services {
         }
         if orders.wants_disks() {
             run_disks(params, &mut platform, &mut services);
+        }
+        if orders.wants_nets() {
+            run_nets(params, &mut platform, &mut services);
+        }
+        if orders.wants_balloons() {
+            services.balloon = run_balloon(params, spare, &mut platform);
         }
     }
     match orders.then {
@@ -94,6 +119,24 @@ fn each(kind: Kind, mut run: impl FnMut(usize, Function)) {
     }
 }
 
+/// What is done to devices before they are used, and leaves them reset.
+fn test_transport(params: &Params, platform: &mut Platform) {
+    let orders = &params.orders;
+    if orders.msix {
+        for kind in [Kind::Disk, Kind::Rng, Kind::Net] {
+            each(kind, |number, function| {
+                virtio::msix::run(kind, number, function, platform);
+            });
+        }
+    }
+    for assault in orders.assaults.iter().flatten() {
+        let kind = assault.target;
+        each(kind, |number, function| {
+            virtio::assault(kind, number, function, assault, params.seed, platform);
+        });
+    }
+}
+
 fn run_disks(params: &Params, platform: &mut Platform, services: &mut Services) {
     let orders = &params.orders;
     each(Kind::Disk, |number, function| {
@@ -120,4 +163,55 @@ fn run_disks(params: &Params, platform: &mut Platform, services: &mut Services) 
             let _ = writeln!(Serial, "guest: disk {number}: fault: {fault}");
         }
     });
+}
+
+fn run_nets(params: &Params, platform: &mut Platform, services: &mut Services) {
+    let orders = &params.orders;
+    let clock = platform.clock;
+    each(Kind::Net, |number, function| {
+        if orders.net_only.is_some_and(|only| only != number as u64) {
+            return;
+        }
+        let mut run = || {
+            let net = Net::open(number, function, orders.offload, platform)?;
+            let mut stack = Stack::new(net, orders.address, orders.prefix, orders.router, clock);
+            if orders.net_dhcp {
+                net::obtain_address(&mut stack, params, clock);
+            }
+            if orders.net_send > 0 {
+                net::send(&mut stack, params, clock);
+            }
+            if orders.net_bench_s > 0 {
+                net::bench(&mut stack, params, platform)?;
+            }
+            services.nets[number] = NetServices::new(stack, params, clock);
+            Ok::<(), virtio::Fault>(())
+        };
+        if let Err(fault) = run() {
+            let _ = writeln!(Serial, "guest: net {number}: fault: {fault}");
+        }
+    });
+}
+
+/// The first balloon; answers it if it is to go on.
+fn run_balloon(params: &Params, spare: Range<u64>, platform: &mut Platform) -> Option<Balloon> {
+    let orders = &params.orders;
+    let Some(function) = virtio::find(Kind::Balloon, 0) else {
+        let _ = writeln!(Serial, "guest: balloon: no device");
+        return None;
+    };
+    let run = || {
+        let mut balloon = Balloon::open(0, function, spare, platform)?;
+        if orders.balloon_report {
+            balloon.report(platform.clock)?;
+        }
+        Ok::<_, virtio::Fault>(balloon)
+    };
+    match run() {
+        Ok(balloon) => orders.balloon_follow.then_some(balloon),
+        Err(fault) => {
+            let _ = writeln!(Serial, "guest: balloon 0: fault: {fault}");
+            None
+        }
+    }
 }

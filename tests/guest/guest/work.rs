@@ -7,7 +7,7 @@ use core::fmt::Write;
 
 use crate::check;
 use crate::clock::{self, Clock, Pace};
-use crate::fill::{PAGE_WORDS, Random, fill_page};
+use crate::fill::{Mix, PAGE_WORDS, Random, fill_page};
 use crate::memory::{Memory, WRITTEN};
 use crate::params::Params;
 use crate::serial::{self, Serial};
@@ -38,8 +38,9 @@ impl Work {
     /// Fills memory.
     pub fn prepare(memory: Memory, params: Params, clock: Clock) -> Self {
         let mut random = Random::new(params.seed);
+        let mix = params.mix.unwrap_or(Mix::Reference);
         for (number, page) in memory.pages.iter_mut().enumerate() {
-            if fill_page(number as u64, page, &mut random) {
+            if fill_page(mix, number as u64, page, &mut random) {
                 memory.sums[number] = check::sum(page).wrapping_add(WRITTEN);
             }
         }

@@ -8,9 +8,9 @@
 //! ```
 //! `guest: refused: …`, `guest: trap …`, `guest: page N is not what was written` tell of trouble.
 //!
-//! Command line (defaults in parentheses): `fill_mib` (16), `ws_mib` (4), `rate` pages a second (1000), `seed`,
-//! `mix=reference`, `verify` 0, 1 or 2 (1; 2 also checks that untouched pages are zero, which allocates them),
-//! `tsc_khz`; `exit=reset` as the first word resets at the first instruction.
+//! Command line (defaults in parentheses): `fill_mib` (16), `ws_mib` (4), `rate` pages a second (1000), `seed`, `mix`
+//! (`reference`; or `zero`, `random`, `text`), `verify` 0, 1 or 2 (1; 2 also checks that untouched pages are zero, which
+//! allocates them), `tsc_khz`; `exit=reset` as the first word resets at the first instruction.
 //!
 //! Devices (virtio over PCI), each word off unless given, several with the same key add up:
 //! - `rng=BYTES`: reads entropy ([`said::RngRead`]);

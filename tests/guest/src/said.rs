@@ -1,6 +1,9 @@
-//! Lines in which the guest tells of devices: `guest: SUBJECT: …`, mostly pairs of a name and a value.
+//! Lines in which the guest tells of devices: `guest: KIND NUMBER: …`, a word that says what is told, then mostly pairs
+//! of a name and a value.
 //!
 //! A line of another kind, or without all of its fields, is `None`, never half a record.
+
+use std::net::Ipv4Addr;
 
 /// Any such line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +21,12 @@ impl<'a> Said<'a> {
         Some(Self { subject, text })
     }
 
-    /// Reads a line about a device of a kind: its number, and what is said.
-    fn of(line: &'a str, kind: &str) -> Option<(usize, Self)> {
+    /// Reads a line about a device of a kind that begins with a word: the device's number, and what is said.
+    fn of(line: &'a str, kind: &str, first: &str) -> Option<(usize, Self)> {
         let said = Self::parse(line)?;
         let number = said.subject.strip_prefix(kind)?.strip_prefix(' ')?;
-        Some((number.parse().ok()?, said))
+        let is_meant = said.text.split(' ').next() == Some(first);
+        Some((number.parse().ok().filter(|_| is_meant)?, said))
     }
 
     /// The word after the word `name`.
@@ -32,72 +36,93 @@ impl<'a> Said<'a> {
         words.next()
     }
 
-    /// The number after the word `name`; decimal, or hexadecimal after `0x`.
-    pub fn number(&self, name: &str) -> Option<u64> {
-        let word = self.word(name)?;
+    /// The value after the word `name`.
+    fn value<V: Value>(&self, name: &str) -> Option<V> {
+        V::read(self.word(name)?)
+    }
+}
+
+/// What a word can mean.
+trait Value: Sized {
+    fn read(word: &str) -> Option<Self>;
+}
+
+impl Value for u64 {
+    /// Decimal, or hexadecimal after `0x`.
+    fn read(word: &str) -> Option<Self> {
         match word.strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            Some(digits) => Self::from_str_radix(digits, 16).ok(),
             None => word.parse().ok(),
         }
     }
 }
 
-/// `rng=`: what came of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RngRead {
-    /// Which entropy device.
-    pub number: usize,
-    /// Bytes read.
-    pub bytes: u64,
-    /// Not all bytes were the same.
-    pub is_varied: bool,
-}
-
-impl RngRead {
-    /// Reads a line.
-    pub fn parse(line: &str) -> Option<Self> {
-        let (number, said) = Said::of(line, "rng")?;
-        Some(Self {
-            number,
-            bytes: said.number("bytes")?,
-            is_varied: said.number("varied")? != 0,
-        })
+impl Value for bool {
+    fn read(word: &str) -> Option<Self> {
+        match word {
+            "0" => Some(false),
+            "1" => Some(true),
+            _ => None,
+        }
     }
 }
 
-/// A disk as the guest found it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskFound {
-    /// Which disk, in the order of the bus.
-    pub number: usize,
-    /// Its length, in sectors of 512 bytes.
-    pub sectors: u64,
-    /// What guest and device agreed on.
-    pub features: u64,
-    /// Queues in use.
-    pub queues: u64,
-    /// It takes no writes.
-    pub is_read_only: bool,
-    /// What it calls itself.
-    pub id: String,
+impl Value for String {
+    fn read(word: &str) -> Option<Self> {
+        let quoted = word.strip_prefix('"').and_then(|w| w.strip_suffix('"'));
+        Some(quoted.unwrap_or(word).to_owned())
+    }
 }
 
-impl DiskFound {
-    /// Reads a line.
-    pub fn parse(line: &str) -> Option<Self> {
-        let (number, said) = Said::of(line, "disk")?;
-        Some(Self {
-            number,
-            sectors: said.number("sectors")?,
-            features: said.number("features")?,
-            queues: said.number("queues")?,
-            is_read_only: said.number("read_only")? != 0,
-            id: said
-                .word("id")?
-                .strip_prefix('"')?
-                .strip_suffix('"')?
-                .to_owned(),
-        })
+impl Value for Ipv4Addr {
+    fn read(word: &str) -> Option<Self> {
+        word.parse().ok()
+    }
+}
+
+macro_rules! record {
+    ($(#[$about:meta])* $name:ident, $kind:literal, $first:literal { $($(#[$what:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $name {
+            /// Which device of its kind, in the order of the bus.
+            pub number: usize,
+            $($(#[$what])* pub $field: $type,)*
+        }
+
+        impl $name {
+            /// Reads a line.
+            pub fn parse(line: &str) -> Option<Self> {
+                let (number, said) = Said::of(line, $kind, $first)?;
+                Some(Self { number, $($field: said.value(stringify!($field))?,)* })
+            }
+        }
+    };
+}
+
+record! {
+    /// `rng=`: what came of it.
+    RngRead, "rng", "bytes" {
+        /// Bytes read.
+        bytes: u64,
+        /// Not all bytes were the same.
+        varied: bool,
+    }
+}
+
+record! {
+    /// A disk as the guest found it.
+    DiskFound, "disk", "sectors" {
+        /// Its length, in sectors of 512 bytes.
+        sectors: u64,
+        /// What guest and device agreed on.
+        features: u64,
+        /// Queues in use.
+        queues: u64,
+        /// It takes no writes.
+        read_only: bool,
+        /// What it calls itself.
+        id: String,
     }
 }
 
@@ -116,8 +141,8 @@ pub struct DiskStep {
 impl DiskStep {
     /// Reads a line.
     pub fn parse(line: &str) -> Option<Self> {
-        let (number, said) = Said::of(line, "disk")?;
-        let (step, outcome) = said.text.split_once(' ')?;
+        let (step, outcome) = Said::parse(line)?.text.split_once(' ')?;
+        let (number, _) = Said::of(line, "disk", step)?;
         (!outcome.contains(' ')).then(|| Self {
             number,
             step: step.to_owned(),
@@ -126,68 +151,115 @@ impl DiskStep {
     }
 }
 
-/// `disk=read:`: what was there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskRead {
-    /// Which disk.
-    pub number: usize,
-    /// Bytes read.
-    pub bytes: u64,
-    /// Their sum, by [`crate::pattern::add_to_sum`].
-    pub sum: u64,
-    /// Eight-byte words that are not the pattern of the seed.
-    pub wrong: u64,
-    /// Of the last transfer, as in [`DiskStep`].
-    pub outcome: String,
-}
-
-impl DiskRead {
-    /// Reads a line.
-    pub fn parse(line: &str) -> Option<Self> {
-        let (number, said) = Said::of(line, "disk")?;
-        Some(Self {
-            number,
-            bytes: said.number("bytes")?,
-            sum: said.number("sum")?,
-            wrong: said.number("wrong")?,
-            outcome: said.word("outcome")?.to_owned(),
-        })
+record! {
+    /// `disk=read:`: what was there.
+    DiskRead, "disk", "read" {
+        /// Bytes read.
+        bytes: u64,
+        /// Their sum, by [`crate::pattern::add_to_sum`].
+        sum: u64,
+        /// Eight-byte words that are not the pattern of the seed.
+        wrong: u64,
+        /// Of the last transfer, as in [`DiskStep`].
+        outcome: String,
     }
 }
 
-/// `disk=loop`, once a second: counts since the start, but for the slowest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskLoop {
-    /// Which disk.
-    pub number: usize,
-    /// Requests that ended.
-    pub transfers: u64,
-    /// Blocks that were not as they were last written.
-    pub bad: u64,
-    /// Requests that ended otherwise than well.
-    pub errors: u64,
-    /// The longest request since the last such line, in microseconds.
-    pub slow_us: u64,
+record! {
+    /// `disk=loop`, once a second: counts since the start, but for the slowest.
+    DiskLoop, "disk", "loop" {
+        /// Requests that ended.
+        transfers: u64,
+        /// Blocks that were not as they were last written.
+        bad: u64,
+        /// Requests that ended otherwise than well.
+        errors: u64,
+        /// The longest request since the last such line, in microseconds.
+        slow_us: u64,
+    }
 }
 
-impl DiskLoop {
-    /// Reads a line.
-    pub fn parse(line: &str) -> Option<Self> {
-        let (number, said) = Said::of(line, "disk")?;
-        Some(Self {
-            number,
-            transfers: said.number("transfers")?,
-            bad: said.number("bad")?,
-            errors: said.number("errors")?,
-            slow_us: said.number("slow_us")?,
-        })
+record! {
+    /// A disk whose length has changed, noticed by `disk=loop`.
+    DiskResized, "disk", "resized" {
+        /// Its length, in sectors of 512 bytes.
+        sectors: u64,
+    }
+}
+
+record! {
+    /// A network interface as the guest found it.
+    NetFound, "net", "mac" {
+        /// Its address on the link, as six pairs of digits.
+        mac: String,
+        /// What guest and device agreed on.
+        features: u64,
+        /// The longest IP packet.
+        mtu: u64,
+        /// The link is up.
+        link: bool,
+    }
+}
+
+record! {
+    /// `net=dhcp`: what the server gave; what it did not say is zero.
+    NetLease, "net", "dhcp" {
+        /// Address and prefix: `10.0.2.15/24`.
+        address: String,
+        /// The way to other networks.
+        router: Ipv4Addr,
+        /// The first name server.
+        dns: Ipv4Addr,
+        /// Who gave it.
+        server: Ipv4Addr,
+        /// For how long, in seconds.
+        lease_s: u64,
+    }
+}
+
+record! {
+    /// `net=send:`: what became of the datagrams.
+    NetSend, "net", "send" {
+        /// Sent.
+        sent: u64,
+        /// Came back as they were sent.
+        echoed: u64,
+        /// Came back otherwise.
+        bad: u64,
+        /// Did not come back in time.
+        lost: u64,
+    }
+}
+
+record! {
+    /// `net=loop`, once a second: counts since the start, but for the slowest.
+    NetLoop, "net", "loop" {
+        /// Sent.
+        sent: u64,
+        /// Came back as they were sent.
+        echoed: u64,
+        /// Came back otherwise.
+        bad: u64,
+        /// Did not come back within a second.
+        lost: u64,
+        /// The longest echo since the last such line, in microseconds.
+        slow_us: u64,
+    }
+}
+
+record! {
+    /// `net=echo`, once a second.
+    NetEcho, "net", "echoed" {
+        /// Datagrams sent back so far.
+        echoed: u64,
     }
 }
 
 /// A measurement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bench {
-    /// What was measured: `disk 0 random-1`, `disk 0 random-32`, `disk 0 sequential-8`.
+    /// What was measured: `disk 0 random-1`, `disk 0 random-32`, `disk 0 sequential-8`, `net 0 udp-1`, `net 0 udp-64`;
+    /// the last number says how many operations were under way at once.
     pub name: String,
     /// Operations that ended.
     pub operations: u64,
@@ -207,11 +279,11 @@ impl Bench {
         let said = Said::parse(line)?;
         Some(Self {
             name: said.subject.strip_prefix("bench ")?.to_owned(),
-            operations: said.number("operations")?,
-            bytes: said.number("bytes")?,
-            elapsed_us: said.number("elapsed_us")?,
-            median_us: said.number("median_us")?,
-            p99_us: said.number("p99_us")?,
+            operations: said.value("operations")?,
+            bytes: said.value("bytes")?,
+            elapsed_us: said.value("elapsed_us")?,
+            median_us: said.value("median_us")?,
+            p99_us: said.value("p99_us")?,
         })
     }
 

@@ -71,7 +71,7 @@ fn a_disk_is_written_read_and_given_up() {
         ];
         assert_eq!(steps(&machine), named(&expected), "{}", machine.text());
         let rng = machine.all(RngRead::parse);
-        assert!(rng.len() == 1 && rng[0].bytes == 5000 && rng[0].is_varied);
+        assert!(rng.len() == 1 && rng[0].bytes == 5000 && rng[0].varied);
         let content = fs::read(&path).unwrap();
         let untouched = |part: &[u8]| part.iter().all(|byte| *byte == 0xa5);
         assert!(untouched(&content[..2 * MIB]) && untouched(&content[4 * MIB..]));
@@ -95,7 +95,7 @@ fn what_somebody_else_wrote_is_compared_and_a_read_only_disk_refuses() {
     let drive = drive(&path, ",readonly=on");
     let mut machine = Machine::start(&cmdline, &["-drive", &drive, "-device", DISK]);
     machine.wait_for_end();
-    assert!(machine.all(DiskFound::parse)[0].is_read_only);
+    assert!(machine.all(DiskFound::parse)[0].read_only);
     let read = &machine.all(DiskRead::parse)[0];
     let sum = pattern::add_to_sum(pattern::SUM_START, &content);
     assert_eq!((read.bytes, read.sum), (3 * MIB as u64, sum));

@@ -12,7 +12,7 @@ mod params;
 
 use dwcp_guest::said::{Bench, DiskFound, DiskLoop, DiskRead, DiskStep, RngRead};
 use dwcp_guest::{Tick, pattern};
-use fill::{PAGE_WORDS, Page, Random, fill_page};
+use fill::{Mix, PAGE_WORDS, Page, Random, fill_page};
 use orders::{Ending, Orders};
 use params::Params;
 use proptest::prelude::*;
@@ -35,12 +35,30 @@ fn the_fill_is_the_reference_to_the_byte() {
         let mut random = Random::new(88_172_645_463_325_252);
         let sum = (0..mib * 256).fold(0xcbf2_9ce4_8422_2325, |sum, number| {
             let mut page = [0; PAGE_WORDS];
-            let is_written = fill_page(number, &mut page, &mut random);
+            let is_written = fill_page(Mix::Reference, number, &mut page, &mut random);
             assert_eq!(is_written, page != [0; PAGE_WORDS]);
             hash(sum, &page)
         });
         assert_eq!((sum, random.next()), (expected, next), "{mib} MiB");
     }
+}
+
+#[test]
+fn the_other_mixes_are_pure() {
+    let fill = |name: &str| -> (bool, Page) {
+        let mut page = [0; PAGE_WORDS];
+        let mix = Mix::named(name.as_bytes()).unwrap();
+        // The reference would leave this page untouched.
+        let written = fill_page(mix, 0, &mut page, &mut Random::new(7));
+        (written, page)
+    };
+    assert_eq!(fill("zero"), (false, [0; PAGE_WORDS]));
+    let (written, text) = fill("text");
+    let ascii = |word: &u64| word.to_le_bytes().is_ascii();
+    assert!(written && text.iter().all(ascii));
+    let (written, random) = fill("random");
+    assert!(written && !random.iter().all(ascii));
+    assert!(Mix::named(b"zeros").is_none());
 }
 
 fn page() -> impl Strategy<Value = Box<Page>> {
@@ -136,8 +154,8 @@ fn parameters_are_taken_and_nonsense_is_not() {
     assert_eq!((params.verify, params.tsc_khz), (2, 2_400_000));
     assert_eq!(params.seed, Params::parse(b"").seed);
     assert!(Params::parse(b"exit=reset").exit && !params.exit);
-    assert!(Params::parse(b"mix=zeros").unknown_mix);
-    assert!(!Params::parse(b"mix=reference").unknown_mix);
+    assert_eq!(Params::parse(b"mix=zeros").mix, None);
+    assert_eq!(Params::parse(b"mix=text").mix, Some(Mix::Text));
 }
 
 #[test]
@@ -182,7 +200,7 @@ fn what_is_said_of_disks_is_read() {
             sectors: 131_072,
             features: 0x1_2000_6644,
             queues: 2,
-            is_read_only: true,
+            read_only: true,
             id: "a-b".to_owned()
         })
     );

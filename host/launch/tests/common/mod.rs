@@ -1,6 +1,10 @@
 //! A launcher of one test's own, with the stand-in for both programs.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod frames;
+pub mod guests;
+pub mod namespaces;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -60,10 +64,22 @@ impl Launcher {
 
     /// With another program than the stand-in for movers.
     pub fn start_with_mover(arguments: &[&str], mover: Option<&str>) -> Self {
+        let program = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"));
+        Self::start_command(program, arguments, mover)
+    }
+
+    /// In a network namespace, with a prefix of its own for networks.
+    pub fn start_in(namespace: &namespaces::Namespace, prefix: &str, arguments: &[&str]) -> Self {
+        let program = namespace.command(env!("CARGO_BIN_EXE_dwcp-launch"));
+        let own = ["--allow-uid", "0", "--network-prefix", prefix];
+        Self::start_command(program, &[&own[..], arguments].concat(), None)
+    }
+
+    fn start_command(mut program: Command, arguments: &[&str], mover: Option<&str>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let stand_in = env!("CARGO_BIN_EXE_dwcp-launch-stand-in");
-        let mut process = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"))
+        let mut process = program
             .arg("--socket")
             .arg(directory.path().join("launch.sock"))
             .args(["--vmm", stand_in, "--mover", mover.unwrap_or(stand_in)])

@@ -1,6 +1,9 @@
 //! A child for the tests: reports what it can see and do, then does what its configuration says.
 //!
-//! The last descriptor that it is given is a socket. It writes one line of JSON to it, then obeys one order a line.
+//! The last descriptor that it is given, before as many taps as its configuration says (`taps`), is a socket. It writes
+//! one line of JSON to it, then obeys one order a line.
+
+mod taps;
 
 use std::ffi::CString;
 use std::fs::File;
@@ -38,6 +41,9 @@ fn main() {
         configuration,
         mut descriptors,
     } = inheritance;
+    let config: Value = serde_json::from_slice(&configuration).unwrap_or_default();
+    let taps = config["taps"].as_u64().unwrap_or(0) as usize;
+    let taps = descriptors.split_off(descriptors.len().saturating_sub(taps));
     let Some(socket) = descriptors.pop() else {
         // Told nothing, it lives until it is killed.
         loop {
@@ -45,11 +51,15 @@ fn main() {
         }
     };
     let mut socket = BufReader::new(UnixStream::from(socket));
-    let report = report(&configuration, &descriptors, socket.get_ref().as_raw_fd());
+    let mut report = report(&config, &descriptors, socket.get_ref().as_raw_fd());
+    report["taps"] = taps.iter().map(taps::describe).collect();
     let _ = writeln!(socket.get_mut(), "{report}");
     let mut order = String::new();
     while socket.read_line(&mut order).is_ok_and(|count| count > 0) {
-        let answer = obey(order.trim(), last_words, &descriptors);
+        let answer = match taps::obey(order.trim(), &taps) {
+            Some(answer) => answer,
+            None => obey(order.trim(), last_words, &descriptors),
+        };
         let _ = writeln!(socket.get_mut(), "{answer}");
         order.clear();
     }
@@ -98,8 +108,7 @@ fn duplicate(fd: &OwnedFd) -> File {
     File::from(fd.try_clone().unwrap_or_else(|_| std::process::exit(98)))
 }
 
-fn report(configuration: &[u8], descriptors: &[OwnedFd], socket: i32) -> Value {
-    let config: Value = serde_json::from_slice(configuration).unwrap_or_default();
+fn report(config: &Value, descriptors: &[OwnedFd], socket: i32) -> Value {
     let described: Vec<Value> = descriptors.iter().map(describe).collect();
     json!({
         "config": config,

@@ -1,6 +1,8 @@
 //! A test bench for transfers: a guest's memory that can be scribbled on, both sides' configurations, sockets.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod bench;
+
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;

@@ -4,9 +4,11 @@
 //! calls run one at a time, for the instance has state. The answer's indices are checked before they become names.
 //! Never: capacity is not reserved here and hard constraints are not judged here.
 
+mod answer;
 mod columns;
 mod fleet;
 mod mirror;
+mod question;
 
 pub use fleet::{
     Answer, Batch, Candidate, Change, Decision, Factor, Fleet, FleetError, Free, Host, Region,
@@ -228,18 +230,18 @@ impl Placement {
     }
 
     fn decide_in(&self, seat: &mut Seat, batch: &Batch) -> Result<Answer, Fault> {
-        let rows = columns::batch(&seat.mirror, batch)?;
+        let rows = question::batch(&seat.mirror, batch)?;
         if rows.of.is_empty() {
-            return Ok(columns::nowhere_for_all(&seat.mirror, batch, &rows));
+            return Ok(answer::nowhere_for_all(&seat.mirror, batch, &rows));
         }
         // A plugin that has lost its state says so; it is loaded again, once.
         for _ in 0..2 {
             self.inform(seat)?;
             let serial = seat.serial;
-            let answer = match self.call(seat, |exports, store| {
+            let said = match self.call(seat, |exports, store| {
                 exports.call_decide(store, &rows.batch, serial)
             })? {
-                Ok(answer) => answer,
+                Ok(said) => said,
                 Err(refusal) => {
                     let lost = matches!(
                         refusal,
@@ -252,7 +254,7 @@ impl Placement {
                     return Err(refused("decide", &refusal));
                 }
             };
-            return columns::answer(&seat.mirror, batch, &rows, answer)
+            return answer::answer(&seat.mirror, batch, &rows, said)
                 .inspect_err(|_| self.discard(seat));
         }
         Err(Fault::new(

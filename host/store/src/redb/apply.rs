@@ -61,77 +61,84 @@ impl<'t> Session<'t> {
         let mut cost_bytes = 0;
         for op in ops {
             let old = self.get(op.key())?;
-            match op {
-                Op::Get { .. } => {
-                    results.push(OpResult::Get(old));
-                    continue;
-                }
-                Op::Delete { .. } if old.is_none() => {
-                    results.push(OpResult::Delete { existed: false });
-                    continue;
-                }
-                Op::Delete { key } => {
-                    self.current.remove(key.as_str()).map_err(fault)?;
-                    self.history
-                        .insert((key.as_str(), revision.0), tables::DELETED)
-                        .map_err(fault)?;
-                    events.push(Event::Delete {
-                        key: key.clone(),
-                        revision,
-                    });
-                    results.push(OpResult::Delete { existed: true });
-                }
-                Op::Put { key, value } => {
-                    let entry = Entry {
-                        key: key.clone(),
-                        value: value.clone(),
-                        create_revision: old.as_ref().map_or(revision, |e| e.create_revision),
-                        mod_revision: revision,
-                        version: old.as_ref().map_or(1, |e| e.version + 1),
-                    };
-                    self.current
-                        .insert(key.as_str(), &*tables::encode(&entry))
-                        .map_err(fault)?;
-                    events.push(Event::Put(entry));
-                    results.push(OpResult::Put);
-                }
-            }
-            let old_bytes = old.as_ref().map_or(0, |e| e.value.len());
-            if let Some(old) = old {
-                let row = tables::encode(&old);
-                self.history
-                    .insert((op.key(), old.mod_revision.0), &*row)
-                    .map_err(fault)?;
-            }
-            let cost = tables::cost_bytes(op.key(), old_bytes);
-            let position = u32::try_from(events.len()).unwrap_or(u32::MAX);
-            self.log
-                .insert((revision.0, position), (cost, op.key()))
-                .map_err(fault)?;
-            cost_bytes += u64::from(cost);
-        }
-        if events.is_empty() {
-            let outcome = TxnOutcome {
-                succeeded,
-                revision: latest,
-                results,
-            };
-            return Ok(Applied {
-                outcome,
-                batch: None,
-                cost_bytes: 0,
+            let (result, event) = self.carry_out(op, old.as_ref(), revision)?;
+            // A get gives what it finds; a change leaves that to history.
+            results.push(match result {
+                Some(result) => result,
+                None => OpResult::Get(old.clone()),
             });
+            if let Some(event) = event {
+                events.push(event);
+                let position = u32::try_from(events.len()).unwrap_or(u32::MAX);
+                cost_bytes += self.remember(op.key(), old, (revision.0, position))?;
+            }
         }
-        let batch = Some(Arc::new(Batch { revision, events }));
+        // What changed nothing has no revision of its own.
+        let changed = !events.is_empty();
+        let outcome = TxnOutcome {
+            succeeded,
+            revision: if changed { revision } else { latest },
+            results,
+        };
         Ok(Applied {
-            outcome: TxnOutcome {
-                succeeded,
-                revision,
-                results,
-            },
-            batch,
+            outcome,
+            batch: changed.then(|| Arc::new(Batch { revision, events })),
             cost_bytes,
         })
+    }
+
+    /// One operation on the live rows: its result (none of a get), and what watches will see of it.
+    fn carry_out(
+        &mut self,
+        op: &Op,
+        old: Option<&Entry>,
+        revision: Revision,
+    ) -> Result<(Option<OpResult>, Option<Event>), StoreError> {
+        Ok(match op {
+            Op::Get { .. } => (None, None),
+            Op::Delete { .. } if old.is_none() => (Some(OpResult::Delete { existed: false }), None),
+            Op::Delete { key } => {
+                self.current.remove(key.as_str()).map_err(fault)?;
+                self.history
+                    .insert((key.as_str(), revision.0), tables::DELETED)
+                    .map_err(fault)?;
+                let key = key.clone();
+                let event = Event::Delete { key, revision };
+                (Some(OpResult::Delete { existed: true }), Some(event))
+            }
+            Op::Put { key, value } => {
+                let entry = Entry {
+                    key: key.clone(),
+                    value: value.clone(),
+                    create_revision: old.map_or(revision, |e| e.create_revision),
+                    mod_revision: revision,
+                    version: old.map_or(1, |e| e.version + 1),
+                };
+                self.current
+                    .insert(key.as_str(), &*tables::encode(&entry))
+                    .map_err(fault)?;
+                (Some(OpResult::Put), Some(Event::Put(entry)))
+            }
+        })
+    }
+
+    /// Puts what a key was into history, and the change into the log at a revision and position. Answers its cost, bytes.
+    fn remember(
+        &mut self,
+        key: &str,
+        old: Option<Entry>,
+        at: (u64, u32),
+    ) -> Result<u64, StoreError> {
+        let old_bytes = old.as_ref().map_or(0, |e| e.value.len());
+        if let Some(old) = old {
+            let row = tables::encode(&old);
+            self.history
+                .insert((key, old.mod_revision.0), &*row)
+                .map_err(fault)?;
+        }
+        let cost = tables::cost_bytes(key, old_bytes);
+        self.log.insert(at, (cost, key)).map_err(fault)?;
+        Ok(u64::from(cost))
     }
 
     /// Cleans up at most `rows_max` changes that `compacted` has given up; answers up to where it is clean now.

@@ -20,7 +20,9 @@ pub use power::{Power, PowerState};
 pub use serial::{SERIAL_LINE, SERIAL_PORT, SerialPort, SerialRegisters};
 #[cfg(feature = "fuzzing")]
 pub use virtio::fuzzing;
-pub use virtio::{Backend, Block, DeviceError, Function, FunctionState, Net, Order, RawDisk, Rng};
+pub use virtio::{
+    Backend, Block, ChainDisk, DeviceError, Disk, Function, FunctionState, Net, Order, RawDisk, Rng,
+};
 
 use crate::boot::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_LINE};
 use crate::end::GuestEnd;

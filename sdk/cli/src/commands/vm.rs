@@ -19,7 +19,7 @@ pub enum VmCommand {
     /// Create a machine, from a kernel or from a template, and start it
     #[command(after_help = "Examples:
   dwcp vm create web --kernel ./vmlinuz --initrd ./initrd --cmdline console=ttyS0 --memory 1GiB --vcpus 2
-  dwcp vm create web --template dwcp/worker --param memory=512MiB --tag owner=me --tag project=shop")]
+  dwcp vm create web --template dwcp/worker --param memory_mib=512 --tag owner=me --tag project=shop")]
     Create(Box<CreateArgs>),
     /// List the machines of the project
     List,
@@ -116,7 +116,7 @@ pub struct MigrateArgs {
     /// The host to go to
     #[arg(long, value_name = "HOST")]
     to: String,
-    /// TLS streams, 1 to 64; chosen from the link if absent
+    /// TLS streams, 1 to 64; 4 if absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     streams: Option<u8>,
     /// The pause that the guest may see, such as 300ms
@@ -234,7 +234,9 @@ async fn why(context: &Context, name: &str) -> anyhow::Result<()> {
     let vm = context.client.vm_get(&context.project, name).await?;
     let Some(placement) = vm.placement else {
         anyhow::bail!(
-            "No decision is recorded for {name}: it came here by migration or was not placed yet"
+            "No plugin chose the host of {name}: none of the placement world was installed when it was created, or it \
+             failed, and {name} was made on the host that was asked (`dwcp decision list --vm {name}` lists what was \
+             decided)"
         );
     };
     context.output.object(&placement, |placement| {

@@ -9,7 +9,7 @@ use super::words;
 pub struct MigrateRequest {
     /// The host to go to.
     pub to: String,
-    /// TLS streams, 1 to 64; chosen from the link if absent.
+    /// TLS streams, 1 to 64; 4 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<u8>,
     /// The pause that the guest may see, ms.

@@ -204,7 +204,7 @@ pub struct Placement {
     pub plugin: String,
     /// The host that was chosen.
     pub host: String,
-    /// Its score, 0 to 1.
+    /// Its score, 0 to 100; higher is better.
     pub score: f64,
     /// Each factor and what it said.
     pub reasons: Vec<String>,

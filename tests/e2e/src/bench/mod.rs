@@ -37,9 +37,6 @@ pub struct Arguments {
     /// A firecracker binary to measure beside ours, in the same run
     #[arg(long, value_name = "PATH")]
     firecracker: Option<PathBuf>,
-    /// A cloud-hypervisor binary to measure beside ours; no row that there is compares with it yet
-    #[arg(long, value_name = "PATH")]
-    cloud_hypervisor: Option<PathBuf>,
 }
 
 /// A row, and what it measures.

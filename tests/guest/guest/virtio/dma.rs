@@ -13,7 +13,11 @@ pub struct Arena {
     end: u64,
 }
 
-/// Whole pages, zeroed when given out; never given back.
+/// A state of the arena.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark(u64);
+
+/// Whole pages, zeroed when given out.
 #[derive(Debug)]
 pub struct Region {
     address: u64,
@@ -32,16 +36,29 @@ impl Arena {
         }
     }
 
-    /// The same free memory again, for a use that ends before this one goes on.
+    /// How much is given out, to come back to.
+    pub fn mark(&self) -> Mark {
+        Mark(self.next)
+    }
+
+    /// Gives out again what was given out since a mark.
     ///
     /// # Safety
-    /// All that the copy gave out is forgotten, and every device that was told of it is reset, before the original
-    /// gives out anything.
-    pub unsafe fn borrow(&mut self) -> Self {
-        Self {
-            next: self.next,
-            end: self.end,
+    /// All of that is forgotten, and every device that was told of it is reset.
+    pub unsafe fn back_to(&mut self, mark: Mark) {
+        self.next = self.next.min(mark.0);
+    }
+
+    /// A zeroed page that is never given out again; its address.
+    pub fn take_for_ever(&mut self) -> Option<u64> {
+        if self.end - self.next < PAGE_BYTES {
+            return None;
         }
+        self.end -= PAGE_BYTES;
+        let page = self.end as *mut u64;
+        // SAFETY: RAM by the constants, given out here and to nobody else.
+        unsafe { page.write_bytes(0, PAGE_BYTES as usize / 8) };
+        Some(self.end)
     }
 
     /// Pages for at least `bytes` bytes; `None` when there are no more.

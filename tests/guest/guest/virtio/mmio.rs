@@ -128,8 +128,7 @@ fn map_page(address: u64, arena: &mut Arena) -> Option<()> {
         // SAFETY: a page table of ours, or one that was allocated below.
         unsafe {
             if entry.read_volatile() & 1 == 0 {
-                let new = arena.take(4096)?;
-                entry.write_volatile(new.address() | PRESENT_WRITABLE_USER);
+                entry.write_volatile(arena.take_for_ever()? | PRESENT_WRITABLE_USER);
             }
             table = entry.read_volatile() & ADDRESS_MASK;
         }

@@ -3,9 +3,14 @@
 //! What a device does is known to the modules that drive it; here are the registers that all of them share.
 
 pub mod dma;
+mod hostile;
 pub mod mmio;
+pub mod msix;
 pub mod pci;
+mod probe;
 pub mod queue;
+
+pub use hostile::assault;
 
 use core::fmt;
 
@@ -15,8 +20,10 @@ use pci::{Addresses, Function};
 use queue::{Queue, SIZE_MAX, Style};
 
 use crate::clock::Clock;
+use crate::kind::Kind;
 
 const VENDOR: u16 = 0x1af4;
+/// Numbers of modern devices begin here; older ones, which can do both, are not driven.
 const FIRST_MODERN_DEVICE: u16 = 0x1040;
 const VENDOR_CAPABILITY: u8 = 0x09;
 const RESET_MS: u64 = 5000;
@@ -29,7 +36,7 @@ const VERSION_1: u64 = 1 << 32;
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// The device has met something that it cannot go on with.
-pub const NEEDS_RESET: u8 = 0x40;
+const NEEDS_RESET: u8 = 0x40;
 const ACKNOWLEDGE: u8 = 1;
 const DRIVER: u8 = 2;
 const DRIVER_OK: u8 = 4;
@@ -47,46 +54,12 @@ pub mod common {
     pub const GENERATION: u64 = 21;
     pub const QUEUE_SELECT: u64 = 22;
     pub const QUEUE_SIZE: u64 = 24;
+    pub const QUEUE_MSIX_VECTOR: u64 = 26;
     pub const QUEUE_ENABLE: u64 = 28;
     pub const QUEUE_NOTIFY_OFF: u64 = 30;
     pub const QUEUE_DESCRIPTORS: u64 = 32;
     pub const QUEUE_AVAILABLE: u64 = 40;
     pub const QUEUE_USED: u64 = 48;
-}
-
-/// What a device is (virtio 1.3, 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Kind {
-    Net = 1,
-    Disk = 2,
-    Rng = 4,
-    Balloon = 5,
-    Vsock = 19,
-}
-
-impl Kind {
-    /// The kinds that are driven here.
-    pub const ALL: [Self; 5] = [Self::Net, Self::Disk, Self::Rng, Self::Balloon, Self::Vsock];
-
-    fn of(function: Function) -> Option<Self> {
-        let number = function.device().checked_sub(FIRST_MODERN_DEVICE)?;
-        let is_virtio = function.vendor() == VENDOR;
-        Self::ALL
-            .into_iter()
-            .find(|kind| is_virtio && *kind as u16 == number)
-    }
-
-    /// As it is called on the command line and in what the guest prints.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Net => "net",
-            Self::Disk => "disk",
-            Self::Rng => "rng",
-            Self::Balloon => "balloon",
-            Self::Vsock => "vsock",
-        }
-    }
 }
 
 /// Why a device cannot be used.
@@ -137,7 +110,6 @@ pub struct Platform {
 /// A device, reset and with features agreed.
 #[derive(Debug)]
 pub struct Device {
-    function: Function,
     common: Window,
     notify: Window,
     notify_multiplier: u32,
@@ -148,9 +120,10 @@ pub struct Device {
 
 /// The `number`th device of a kind, in the order of the bus.
 pub fn find(kind: Kind, number: usize) -> Option<Function> {
-    pci::functions()
-        .filter(|function| Kind::of(*function) == Some(kind))
-        .nth(number)
+    let is_meant = |function: &Function| {
+        function.vendor() == VENDOR && function.device() == FIRST_MODERN_DEVICE + kind as u16
+    };
+    pci::functions().filter(is_meant).nth(number)
 }
 
 impl Device {
@@ -178,7 +151,6 @@ impl Device {
         let (common, _) = found[1].ok_or(Fault::Structure("common"))?;
         let (notify, notify_at) = found[2].ok_or(Fault::Structure("notification"))?;
         let device = Self {
-            function,
             common,
             notify,
             notify_multiplier: function.read(notify_at + 16),
@@ -202,18 +174,19 @@ impl Device {
         Ok(())
     }
 
-    /// Its place on the bus.
-    pub fn function(&self) -> Function {
-        self.function
-    }
-
-    /// Its common configuration, for who wants to misuse it.
-    pub fn common(&self) -> Window {
+    /// Its common configuration.
+    fn common(&self) -> Window {
         self.common
     }
 
+    /// All that can be written to, for who wants to misuse it.
+    fn windows(&self) -> [Window; 3] {
+        let config = self.config.unwrap_or(self.common);
+        [self.common, self.notify, config]
+    }
+
     /// Its status byte.
-    pub fn status(&self) -> u8 {
+    fn status(&self) -> u8 {
         self.common.read8(common::STATUS)
     }
 
@@ -262,13 +235,13 @@ impl Device {
         self.style = Style {
             event_index: features & EVENT_IDX != 0,
             indirect: features & INDIRECT_DESC != 0,
-            interrupts: false,
+            interrupts: self.style.interrupts,
         };
         Ok(())
     }
 
     /// From now on queues are made so that the device interrupts.
-    pub fn want_interrupts(&mut self) {
+    fn want_interrupts(&mut self) {
         self.style.interrupts = true;
     }
 
@@ -300,15 +273,24 @@ impl Device {
             .ok_or(Fault::Structure("notification"))?;
         let queue = Queue::new(size, number, self.style, notify, &mut platform.arena)
             .ok_or(Fault::Memory)?;
-        let addresses = queue.addresses();
-        self.common.write16(common::QUEUE_SIZE, size);
-        self.common
-            .write64(common::QUEUE_DESCRIPTORS, addresses.descriptors);
-        self.common
-            .write64(common::QUEUE_AVAILABLE, addresses.available);
-        self.common.write64(common::QUEUE_USED, addresses.used);
-        self.common.write16(common::QUEUE_ENABLE, 1);
+        self.place(&queue);
         Ok(queue)
+    }
+
+    /// Tells the device where a queue is.
+    fn place(&self, queue: &Queue) {
+        self.misplace(queue, &queue.addresses());
+    }
+
+    /// Tells the device that a queue is somewhere, right or wrong.
+    fn misplace(&self, queue: &Queue, addresses: &queue::Addresses) {
+        let common = &self.common;
+        common.write16(common::QUEUE_SELECT, queue.number());
+        common.write16(common::QUEUE_SIZE, queue.size());
+        common.write64(common::QUEUE_DESCRIPTORS, addresses.descriptors);
+        common.write64(common::QUEUE_AVAILABLE, addresses.available);
+        common.write64(common::QUEUE_USED, addresses.used);
+        common.write16(common::QUEUE_ENABLE, 1);
     }
 
     /// Everything is set up: it may begin.

@@ -124,13 +124,7 @@ impl Queue {
             notified: 0,
             seen: 0,
         };
-        for index in 0..size {
-            queue.descriptors.write16(next_place(index), index + 1);
-        }
-        if !style.interrupts {
-            queue.available.write16(0, NO_INTERRUPT);
-        }
-        queue.ask_for_interrupt();
+        queue.empty();
         Some(queue)
     }
 
@@ -141,6 +135,11 @@ impl Queue {
             available: self.available.address(),
             used: self.used.address(),
         }
+    }
+
+    /// Its place among the queues of its device.
+    pub fn number(&self) -> u16 {
+        self.number
     }
 
     /// Entries of the queue.
@@ -256,6 +255,47 @@ impl Queue {
     /// Entries that the device has put into its used ring since the start, modulo 65536.
     pub fn used_index(&self) -> u16 {
         self.used.read16(2)
+    }
+
+    /// Forgets everything: as it was made.
+    pub fn empty(&mut self) {
+        self.available.slice_mut().fill(0);
+        self.used.slice_mut().fill(0);
+        self.lengths.fill(0);
+        (self.free, self.free_count) = (0, self.size);
+        (self.added, self.notified, self.seen) = (0, 0, 0);
+        for index in 0..self.size {
+            self.descriptors.write16(next_place(index), index + 1);
+        }
+        if !self.style.interrupts {
+            self.available.write16(0, NO_INTERRUPT);
+        }
+        self.ask_for_interrupt();
+    }
+
+    /// Writes a descriptor as it is given, right or wrong.
+    pub fn put_descriptor(&mut self, at: u16, piece: &Piece, flags: u16, next: u16) {
+        let place = usize::from(at) * DESCRIPTOR_BYTES;
+        self.descriptors.put(place, &encode(piece, flags, next));
+    }
+
+    /// Makes a head available, right or wrong, and lets the index go on by `steps`.
+    pub fn put_available(&mut self, head: u16, steps: u16) {
+        let place = 4 + usize::from(self.added % self.size) * 2;
+        self.available.write16(place, head);
+        self.added = self.added.wrapping_add(steps);
+        fence(Ordering::Release);
+        self.available.write16(2, self.added);
+    }
+
+    /// Writes pieces into descriptors from `at` on, and makes them available.
+    pub fn put_chain(&mut self, at: u16, pieces: &[Piece]) {
+        for (number, piece) in (at..).zip(pieces) {
+            let has_next = usize::from(number - at) + 1 < pieces.len();
+            let flags = if has_next { NEXT } else { 0 };
+            self.put_descriptor(number, piece, flags, number + 1);
+        }
+        self.put_available(at, 1);
     }
 
     fn give_back(&mut self, head: u16, pieces: u8) {

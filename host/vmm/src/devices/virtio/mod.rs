@@ -33,7 +33,7 @@ mod rng;
 mod running;
 mod worker;
 
-pub use block::{Block, RawDisk};
+pub use block::{Block, ChainDisk, Disk, RawDisk};
 pub use function::{DeviceError, Function, FunctionState};
 pub use interrupts::Interrupts;
 pub use net::Net;

@@ -5,6 +5,7 @@
 //! status breaks the specification.
 
 mod disk;
+mod qcow2;
 mod raw;
 mod request;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use dwcp_memory::GuestMemory;
 
 pub use disk::{Disk, DiskError};
+pub use qcow2::ChainDisk;
 pub use raw::RawDisk;
 use request::{Kind as RequestKind, Range, Request, SECTOR_BYTES, Status};
 
@@ -240,6 +242,13 @@ impl Backend for Block {
         }
         running.again(queue);
         running.tell(queue)
+    }
+
+    /// Another process may read the disk next.
+    fn rest(&mut self, _running: &mut Running) {
+        if !self.is_read_only && self.disk.flush().is_err() {
+            self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn wakes_at(&self) -> Option<Instant> {

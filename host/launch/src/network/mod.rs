@@ -1,0 +1,666 @@
+//! Networks of VMs: bridges of this host, taps on them, and rules about what may pass.
+//!
+//! What always holds:
+//! - rules stand before the first frame: a tap is set up after the rules know who is behind it;
+//! - a request that fails leaves nothing behind, and what is left is removed: a VM's taps when it ends, all networks
+//!   when the launcher stops, and what a killed launcher left when the next one starts;
+//! - all names begin with one prefix, which one launcher has at a time, so nobody else's links are touched;
+//! - nothing is done on a machine whose VMs have no network.
+//!
+//! This module must not know what a VMM does with its tap, nor why a network is wanted.
+
+mod filter;
+mod forwarding;
+mod links;
+mod lock;
+mod names;
+mod netlink;
+mod nft;
+mod rules;
+mod subnets;
+mod tap;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use dwcp_launch::address::{BadMac, Ipv4Prefix, Mac, NetworkName};
+use dwcp_launch::protocol::{
+    ChildId, NETWORKS_MAX, NICS_MAX, Network as Shown, NetworkKind, NicSpec,
+};
+use nix::errno::Errno;
+
+use filter::{Filter, Identity};
+use forwarding::ForwardingError;
+use links::{GROUP, Links, Port};
+use lock::Lock;
+pub use names::Prefix;
+use names::Role;
+use netlink::NetlinkError;
+pub use nft::Nft;
+use nft::NftError;
+use rules::Ruled;
+use subnets::SubnetError;
+
+/// How long a launcher that is just starting may have the names that another one wants.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why a request about networks was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// There is no such network.
+    #[error("There is no network {0} on this host: ensure it first")]
+    Unknown(NetworkName),
+    /// VMs are on it.
+    #[error("The network {0} has VMs on it: end them first")]
+    Busy(NetworkName),
+    /// It is there, but not as it was asked for.
+    #[error(
+        "The network {name} is there with another kind or with the subnet {subnet}: remove it first"
+    )]
+    Different {
+        /// Which one.
+        name: NetworkName,
+        /// Its subnet.
+        subnet: Ipv4Prefix,
+    },
+    /// The limit of networks is reached.
+    #[error("There are {NETWORKS_MAX} networks already: remove one")]
+    TooMany,
+    /// The limit of interfaces is reached.
+    #[error("A VM has at most {NICS_MAX} network interfaces, not {0}")]
+    TooManyNics(usize),
+    /// The addresses cannot be had.
+    #[error(transparent)]
+    Subnet(#[from] SubnetError),
+    /// The interface's address does not fit.
+    #[error("{address} is no address for a VM of the network {network}, which is {subnet}")]
+    Address {
+        /// The interface's.
+        address: Ipv4Prefix,
+        /// The network.
+        network: NetworkName,
+        /// The network's.
+        subnet: Ipv4Prefix,
+    },
+    /// Another interface has one of the addresses.
+    #[error("{what} is taken on the network {network}")]
+    Taken {
+        /// The address.
+        what: String,
+        /// The network.
+        network: NetworkName,
+    },
+    /// Another launcher has these names.
+    #[error(
+        "Another launcher has the networks named {0} on this host: give one of them another --network-prefix"
+    )]
+    Locked(Prefix),
+    /// The lock cannot be taken.
+    #[error("The lock on the names of networks cannot be taken in /run")]
+    Lock(#[source] std::io::Error),
+    /// A link could not be made or changed.
+    #[error("The link {name} could not be made")]
+    Link {
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: NetlinkError,
+    },
+    /// The kernel's network could not be asked or cleared.
+    #[error("The links of this host could not be read or cleared")]
+    Links(#[source] NetlinkError),
+    /// The rules do not know the tap.
+    #[error("The packet filter could not be told who is behind {tap}")]
+    Filter {
+        /// Its name.
+        tap: String,
+        /// Why not.
+        #[source]
+        source: NetlinkError,
+    },
+    /// The tap could not be made.
+    #[error("The tap {name} could not be made; the kernel needs tun")]
+    Tap {
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A setting of a bridge.
+    #[error("The setting {path} cannot be changed")]
+    Setting {
+        /// Which one.
+        path: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The rules could not be set.
+    #[error(transparent)]
+    Rules(#[from] NftError),
+    /// The host does not forward.
+    #[error(transparent)]
+    Forwarding(#[from] ForwardingError),
+}
+
+/// All networks of this launcher.
+#[derive(Debug)]
+pub struct Networks {
+    prefix: Prefix,
+    nft: Nft,
+    networks: BTreeMap<NetworkName, Network>,
+    nics: Vec<Nic>,
+    // Dropped last: until then the names are ours.
+    kernel: Option<Kernel>,
+}
+
+#[derive(Debug)]
+struct Network {
+    kind: NetworkKind,
+    subnet: Ipv4Prefix,
+    bridge: String,
+    index: u32,
+}
+
+#[derive(Debug)]
+struct Nic {
+    slot: u32,
+    network: NetworkName,
+    tap: String,
+    /// The link, once it is made.
+    index: Option<u32>,
+    mac: Mac,
+    address: Ipv4Addr,
+}
+
+/// What speaks to the kernel, and the right to.
+#[derive(Debug)]
+struct Kernel {
+    links: Links,
+    filter: Filter,
+    _lock: Lock,
+}
+
+impl Networks {
+    /// No network yet; removes what a killed launcher left.
+    pub fn new(prefix: Prefix, nft: Nft) -> Self {
+        let mut networks = Self {
+            prefix,
+            nft,
+            networks: BTreeMap::new(),
+            nics: Vec::new(),
+            kernel: None,
+        };
+        match networks.take_hold(Duration::ZERO) {
+            // A launcher that lives clears away for itself. What else fails is told here, and again when a network is
+            // asked for; VMs run without.
+            Ok(_) | Err(NetworkError::Locked(_)) => {}
+            Err(error) => tell("Networks cannot be made for now", &error),
+        }
+        networks.let_go();
+        networks
+    }
+
+    /// Makes a network, or finds that it is there.
+    pub fn ensure(
+        &mut self,
+        name: &NetworkName,
+        kind: NetworkKind,
+        subnet: Option<Ipv4Prefix>,
+    ) -> Result<Shown, NetworkError> {
+        if let Some(network) = self.networks.get(name) {
+            if network.kind == kind && subnet.is_none_or(|subnet| subnet == network.subnet) {
+                return Ok(network.show());
+            }
+            return Err(NetworkError::Different {
+                name: name.clone(),
+                subnet: network.subnet,
+            });
+        }
+        if self.networks.len() >= NETWORKS_MAX {
+            return Err(NetworkError::TooMany);
+        }
+        let made = self.make(name, kind, subnet);
+        self.let_go();
+        made
+    }
+
+    /// Removes a network on which no VM is.
+    pub fn remove(&mut self, name: &NetworkName) -> Result<(), NetworkError> {
+        if self.nics.iter().any(|nic| nic.network == *name) {
+            return Err(NetworkError::Busy(name.clone()));
+        }
+        let Some(network) = self.networks.get(name) else {
+            return Ok(());
+        };
+        let index = network.index;
+        let links = &mut self.take_hold(PATIENCE)?.links;
+        links.remove(index).map_err(NetworkError::Links)?;
+        self.networks.remove(name);
+        // Rules about a bridge that is gone let nothing pass, and the next change replaces them.
+        let result = if self.networks.is_empty() {
+            self.nft.apply(&rules::remove(&self.prefix))
+        } else {
+            self.apply_rules()
+        };
+        if let Err(error) = result {
+            tell("Rules about a removed network stay", &error);
+        }
+        self.stop_forwarding();
+        self.let_go();
+        Ok(())
+    }
+
+    /// Makes the taps of one VM, in the order of `nics`; all or none.
+    pub fn attach(
+        &mut self,
+        slot: u32,
+        id: &ChildId,
+        nics: &[NicSpec],
+    ) -> Result<Vec<OwnedFd>, NetworkError> {
+        if nics.len() > NICS_MAX {
+            return Err(NetworkError::TooManyNics(nics.len()));
+        }
+        let taps: Result<Vec<_>, _> = nics
+            .iter()
+            .enumerate()
+            .map(|(number, nic)| self.attach_one(slot, id, number, nic))
+            .collect();
+        if taps.is_err() {
+            self.detach(slot);
+        }
+        taps
+    }
+
+    /// Forgets the taps of a VM that has ended, or never began.
+    pub fn detach(&mut self, slot: u32) {
+        let (gone, kept) = std::mem::take(&mut self.nics)
+            .into_iter()
+            .partition(|nic| nic.slot == slot);
+        self.nics = kept;
+        let table = self.prefix.to_string();
+        let Some(kernel) = &mut self.kernel else {
+            return;
+        };
+        for nic in gone {
+            // The link is gone with the VMM's descriptor, unless the VMM had it otherwise.
+            if let Some(Err(error)) = nic.index.map(|index| kernel.links.remove(index)) {
+                tell(&format!("The tap {} stays", nic.tap), &error);
+            }
+            if let Err(error) = kernel.filter.remove(&table, nic.identity()) {
+                tell(&format!("The rules still know the tap {}", nic.tap), &error);
+            }
+        }
+    }
+
+    fn make(
+        &mut self,
+        name: &NetworkName,
+        kind: NetworkKind,
+        subnet: Option<Ipv4Prefix>,
+    ) -> Result<Shown, NetworkError> {
+        let subnet = self.find_subnet(kind, subnet)?;
+        let bridge = self.free_bridge();
+        let index = self.make_bridge(name, &bridge, subnet)?;
+        let network = Network {
+            kind,
+            subnet,
+            bridge,
+            index,
+        };
+        let shown = network.show();
+        self.networks.insert(name.clone(), network);
+        if let Err(error) = self.open(name) {
+            let _ = self.remove(name);
+            return Err(error);
+        }
+        Ok(shown)
+    }
+
+    fn attach_one(
+        &mut self,
+        slot: u32,
+        id: &ChildId,
+        number: usize,
+        spec: &NicSpec,
+    ) -> Result<OwnedFd, NetworkError> {
+        let network = self
+            .networks
+            .get(&spec.network)
+            .ok_or_else(|| NetworkError::Unknown(spec.network.clone()))?;
+        self.check(network, spec)?;
+        let (bridge, isolated) = (network.index, network.kind == NetworkKind::Nat);
+        let tap = self.prefix.tap(slot, number);
+        // From here on `detach` removes what is made.
+        let nic = Nic {
+            slot,
+            network: spec.network.clone(),
+            tap: tap.clone(),
+            index: None,
+            mac: spec.mac,
+            address: spec.address.address(),
+        };
+        let place = self.nics.len();
+        self.nics.push(nic);
+        let table = self.prefix.to_string();
+        let Kernel { links, filter, .. } = self.take_hold(PATIENCE)?;
+        let failed = |source| NetworkError::Link {
+            name: tap.clone(),
+            source,
+        };
+        let device = make_tap(links, &tap)?;
+        let index = links.index(&tap).map_err(failed)?;
+        let identity = Identity {
+            tap: &tap,
+            mac: spec.mac,
+            address: spec.address.address(),
+        };
+        let told = filter.add(&table, identity);
+        told.map_err(|source| NetworkError::Filter {
+            tap: tap.clone(),
+            source,
+        })?;
+        let port = Port {
+            link: index,
+            bridge,
+            mac: spec.mac,
+            isolated,
+            alias: &format!("dwcp: interface {number} of {id}"),
+        };
+        let ported = links.add_port(&port).map_err(failed);
+        self.nics[place].index = Some(index);
+        ported?;
+        Ok(device)
+    }
+
+    fn check(&self, network: &Network, spec: &NicSpec) -> Result<(), NetworkError> {
+        let (subnet, address) = (network.subnet, spec.address.address());
+        let reserved = [
+            Some(subnet.address()),
+            Some(subnet.broadcast()),
+            network.gateway(),
+        ];
+        if spec.address.network() != subnet || reserved.contains(&Some(address)) {
+            return Err(NetworkError::Address {
+                address: spec.address,
+                network: spec.network.clone(),
+                subnet,
+            });
+        }
+        let taken = |what: String| NetworkError::Taken {
+            what,
+            network: spec.network.clone(),
+        };
+        let mut others = self.nics.iter().filter(|nic| nic.network == spec.network);
+        if others.clone().any(|nic| nic.mac == spec.mac) || bridge_mac(subnet) == Ok(spec.mac) {
+            return Err(taken(spec.mac.to_string()));
+        }
+        if others.any(|nic| nic.address == address) {
+            return Err(taken(address.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The lowest number that no bridge of ours has.
+    fn free_bridge(&self) -> String {
+        let is_taken = |name: &String| {
+            self.networks
+                .values()
+                .any(|network| network.bridge == *name)
+        };
+        (0..=names::BRIDGES_MAX)
+            .map(|number| self.prefix.bridge(number))
+            .find(|name| !is_taken(name))
+            .unwrap_or_else(|| self.prefix.bridge(names::BRIDGES_MAX))
+    }
+
+    fn find_subnet(
+        &mut self,
+        kind: NetworkKind,
+        wanted: Option<Ipv4Prefix>,
+    ) -> Result<Ipv4Prefix, NetworkError> {
+        let links = &mut self.take_hold(PATIENCE)?.links;
+        let mut used = links.networks().map_err(NetworkError::Links)?;
+        Ok(match wanted {
+            Some(subnet) => subnets::check(subnet, kind, &used)?,
+            None => {
+                used.extend(self.networks.values().map(|network| network.subnet));
+                subnets::choose(&used)?
+            }
+        })
+    }
+
+    /// Makes a network's bridge, down, without an address.
+    fn make_bridge(
+        &mut self,
+        name: &NetworkName,
+        bridge: &str,
+        subnet: Ipv4Prefix,
+    ) -> Result<u32, NetworkError> {
+        let failed = |source| NetworkError::Link {
+            name: bridge.to_owned(),
+            source,
+        };
+        // Five bytes of ours make a unicast address in any case.
+        let mac = bridge_mac(subnet).map_err(|_| failed(NetlinkError::Malformed))?;
+        let links = &mut self.take_hold(PATIENCE)?.links;
+        let alias = format!("dwcp: network {name}");
+        links.add_bridge(bridge, mac, &alias).map_err(failed)
+    }
+
+    /// Sets a new network's rules, then its bridge up.
+    fn open(&mut self, name: &NetworkName) -> Result<(), NetworkError> {
+        let Some(network) = self.networks.get(name) else {
+            return Ok(());
+        };
+        let (bridge, index) = (network.bridge.clone(), network.index);
+        let address = network
+            .gateway()
+            .and_then(|gateway| Ipv4Prefix::new(gateway, network.subnet.length()).ok());
+        // The host has no business in IPv6 there, and answers ARP for the network's own address or for none.
+        set(
+            &format!("/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6"),
+            "1",
+            true,
+        )?;
+        let answer = if address.is_some() { "1" } else { "8" };
+        set(
+            &format!("/proc/sys/net/ipv4/conf/{bridge}/arp_ignore"),
+            answer,
+            false,
+        )?;
+        self.apply_rules()?;
+        let links = &mut self.take_hold(PATIENCE)?.links;
+        let failed = |source| NetworkError::Link {
+            name: bridge.clone(),
+            source,
+        };
+        if let Some(address) = address {
+            links.add_address(index, address).map_err(failed)?;
+        }
+        links.set_up(index).map_err(failed)?;
+        if address.is_some() {
+            forwarding::turn_on(&self.nft)?;
+        }
+        Ok(())
+    }
+
+    fn apply_rules(&self) -> Result<(), NftError> {
+        let networks: Vec<_> = self.networks.values().map(Network::ruled).collect();
+        let identities: Vec<_> = self.nics.iter().map(Nic::identity).collect();
+        self.nft
+            .apply(&rules::replace(&self.prefix, &networks, &identities))
+    }
+
+    /// Turns forwarding off when no launcher of this namespace has a NAT network any more.
+    fn stop_forwarding(&mut self) {
+        let is_nat = |network: &Network| network.kind == NetworkKind::Nat;
+        if self.networks.values().any(is_nat) {
+            return;
+        }
+        let result = self.others_have_networks().and_then(|others| match others {
+            true => Ok(()),
+            false => Ok(forwarding::turn_off(&self.nft)?),
+        });
+        if let Err(error) = result {
+            tell("This host still forwards IPv4", &error);
+        }
+    }
+
+    fn others_have_networks(&mut self) -> Result<bool, NetworkError> {
+        let prefix = self.prefix.clone();
+        let links = self
+            .take_hold(PATIENCE)?
+            .links
+            .all()
+            .map_err(NetworkError::Links)?;
+        let mut others = links
+            .iter()
+            .filter(|link| prefix.role(&link.name).is_none());
+        Ok(others.any(|link| link.group == GROUP))
+    }
+
+    /// Takes the names if nobody has them, and clears away what has them.
+    fn take_hold(&mut self, patience: Duration) -> Result<&mut Kernel, NetworkError> {
+        if self.kernel.is_none() {
+            let lock = Lock::take(&self.prefix, patience)
+                .map_err(NetworkError::Lock)?
+                .ok_or_else(|| NetworkError::Locked(self.prefix.clone()))?;
+            let kernel = Kernel {
+                links: Links::open().map_err(NetworkError::Links)?,
+                filter: Filter::open().map_err(NetworkError::Links)?,
+                _lock: lock,
+            };
+            self.kernel = Some(kernel);
+            if let Err(error) = self.clear() {
+                self.kernel = None;
+                return Err(error);
+            }
+        }
+        self.kernel
+            .as_mut()
+            .ok_or_else(|| NetworkError::Locked(self.prefix.clone()))
+    }
+
+    /// Leaves the names to others while there is no network.
+    fn let_go(&mut self) {
+        if self.networks.is_empty() {
+            self.kernel = None;
+        }
+    }
+
+    /// Removes every link and rule of this prefix.
+    fn clear(&mut self) -> Result<(), NetworkError> {
+        let Some(kernel) = &mut self.kernel else {
+            return Ok(());
+        };
+        let found = kernel.links.all().map_err(NetworkError::Links)?;
+        for link in found {
+            let is_ours = match self.prefix.role(&link.name) {
+                Some(Role::Bridge) => link.kind == "bridge" && link.group == GROUP,
+                Some(Role::Tap) => link.kind == "tun",
+                None => false,
+            };
+            if is_ours {
+                kernel
+                    .links
+                    .remove(link.index)
+                    .map_err(NetworkError::Links)?;
+            }
+        }
+        if self.nft.is_there() {
+            self.nft.apply(&rules::remove(&self.prefix))?;
+            self.stop_forwarding();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Networks {
+    fn drop(&mut self) {
+        if self.networks.is_empty() && self.nics.is_empty() {
+            return;
+        }
+        self.nics.clear();
+        self.networks.clear();
+        if let Err(error) = self.clear() {
+            tell("Networks stay", &error);
+        }
+    }
+}
+
+impl Network {
+    /// The host's address in it.
+    fn gateway(&self) -> Option<Ipv4Addr> {
+        (self.kind == NetworkKind::Nat).then(|| self.subnet.first_host())
+    }
+
+    fn show(&self) -> Shown {
+        Shown {
+            subnet: self.subnet,
+            gateway: self.gateway(),
+            bridge: self.bridge.clone(),
+        }
+    }
+
+    fn ruled(&self) -> Ruled<'_> {
+        Ruled {
+            bridge: &self.bridge,
+            subnet: self.subnet,
+            gateway: self.gateway(),
+        }
+    }
+}
+
+impl Nic {
+    fn identity(&self) -> Identity<'_> {
+        Identity {
+            tap: &self.tap,
+            mac: self.mac,
+            address: self.address,
+        }
+    }
+}
+
+/// Makes a tap whose name nobody else has; a leftover of that name goes first.
+fn make_tap(links: &mut Links, name: &str) -> Result<OwnedFd, NetworkError> {
+    let failed = |source| NetworkError::Tap {
+        name: name.to_owned(),
+        source,
+    };
+    match tap::create(name) {
+        Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
+            let index = links.index(name).map_err(NetworkError::Links)?;
+            links.remove(index).map_err(NetworkError::Links)?;
+            tap::create(name).map_err(failed)
+        }
+        other => other.map_err(failed),
+    }
+}
+
+/// A bridge's MAC: the same on every host for the same subnet, so that a VM that moves still knows its router.
+fn bridge_mac(subnet: Ipv4Prefix) -> Result<Mac, BadMac> {
+    let [a, b, c, d] = subnet.first_host().octets();
+    Mac::new([0x02, 0xdc, a, b, c, d])
+}
+
+/// Changes a setting of the kernel's; one that may be missing, with what it sets, is left.
+fn set(path: &str, value: &str, may_be_missing: bool) -> Result<(), NetworkError> {
+    match fs::write(path, value) {
+        Err(error) if may_be_missing && error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| NetworkError::Setting {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// For the log: what follows from an error that stops nothing.
+fn tell(what: &str, error: &dyn std::error::Error) {
+    eprintln!("dwcp-launch: {what}: {}", crate::server::describe(error));
+}
