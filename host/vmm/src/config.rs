@@ -78,6 +78,8 @@ pub enum Device {
         mtu: u16,
         /// How much may pass, each way.
         #[serde(default)]
+    /// A balloon, by which the guest gives up memory when asked, and tells of memory that it does not use.
+    Balloon,
         limits: NetLimits,
     },
 }

@@ -26,6 +26,8 @@ enum StartError {
     Missing { number: usize, name: &'static str },
     #[error("A disk cannot be used")]
     Disk(#[source] std::io::Error),
+    #[error("The process could not make an event")]
+    Event(#[source] std::io::Error),
     #[error("A tap cannot be used")]
     Tap(#[source] std::io::Error),
     #[error(transparent)]
@@ -107,6 +109,7 @@ fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>
                 let disk = disk(chain, *read_only, given)?;
                 Box::new(Block::new(disk, id, *read_only, *queues, *limits))
             }
+            Device::Balloon => Box::new(Balloon::default()),
             Device::Net { mac, mtu, limits } => {
                 let tap = given.next("a tap")?;
                 Box::new(Net::new(tap, *mac, *mtu, *limits).map_err(StartError::Tap)?)

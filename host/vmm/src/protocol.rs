@@ -65,6 +65,13 @@ pub enum Request {
     /// Begins to log which pages change, and marks every page that is there: its consumer has none of them.
     DirtyStart,
     /// Adds what changed since the last harvest to the shared bitmap.
+    /// The guest shall give up memory, or have it back: the balloon's target. How far it is, its status says.
+    Balloon {
+        /// Its name in the status.
+        device: String,
+        /// Pages of 4096 bytes, less than the guest has.
+        pages: u32,
+    },
     DirtyHarvest,
     /// Ends the log.
     DirtyStop,
@@ -160,3 +167,16 @@ pub struct DeviceStatus {
     /// Whether it waits for its driver to reset it, because the driver broke the specification.
     pub needs_reset: bool,
 }
+    /// How full it is, if it is a balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonStatus>,
+}
+
+/// How full a balloon is, in pages of 4096 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatus {
+    /// What the guest was asked to give up.
+    pub target_pages: u32,
+    /// What it says that it has given up; whatever it says, memory that it gave up is the host's again.
+    pub actual_pages: u32,

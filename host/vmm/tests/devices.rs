@@ -85,8 +85,8 @@ fn a_disk_keeps_what_it_is_given_and_gives_space_back() {
         assert_eq!(steps(&vmm), expected, "{style}");
         let found = &lines(&vmm, DiskFound::parse)[0];
         assert_eq!((&*found.id, found.sectors), ("data", 8 * MIB / 512));
-        let entropy = lines(&vmm, RngRead::parse)[0];
-        assert_eq!((entropy.bytes, entropy.is_varied), (5000, true));
+        let entropy = &lines(&vmm, RngRead::parse)[0];
+        assert_eq!((entropy.bytes, entropy.varied), (5000, true));
         // The second half of the two MiB holds the pattern of the next seed, the rest of the disk what it held.
         let mut half = vec![0; MIB as usize];
         file.read_exact_at(&mut half, 3 * MIB).unwrap();
@@ -134,7 +134,7 @@ fn a_read_only_disk_is_not_written() {
     };
     let (bed, file) = bed(device, 4);
     let vmm = run(&bed, "disk=check then=reset");
-    assert!(lines(&vmm, DiskFound::parse)[0].is_read_only);
+    assert!(lines(&vmm, DiskFound::parse)[0].read_only);
     let mut content = vec![0; 4 * MIB as usize];
     file.read_exact_at(&mut content, 0).unwrap();
     assert!(content.iter().all(|byte| *byte == 0xa5));

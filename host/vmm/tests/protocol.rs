@@ -30,6 +30,13 @@ fn messages_have_the_form_that_is_agreed_on() {
             json!({"stop": {"force": true}}),
         ),
         (Request::Console, json!("console")),
+        (
+            Request::Balloon {
+                device: "balloon-3".into(),
+                pages: 9,
+            },
+            json!({"balloon": {"device": "balloon-3", "pages": 9}}),
+        ),
         (Request::DirtyStart, json!("dirty-start")),
         (Request::DirtyHarvest, json!("dirty-harvest")),
         (Request::DirtyStop, json!("dirty-stop")),

@@ -59,6 +59,7 @@ impl Devices {
             power: Power::new(line(SCI_LINE)),
             ioapic,
             pci,
+        let memory = Arc::clone(vm.memory());
         })
     }
 

@@ -73,7 +73,7 @@ pub enum BuildError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// An event descriptor.
-    #[error("The process could not make an event")]
+    #[error("The process could not make an event, or got no random number")]
     Event(#[from] std::io::Error),
 }
 
@@ -115,6 +115,9 @@ pub enum RequestError {
     #[error(transparent)]
     Memory(#[from] dwcp_memory::MemoryError),
     /// A vCPU.
+    /// A place in guest memory that every guest has.
+    #[error("The guest's memory could not be written")]
+    Write(#[from] dwcp_memory::vm_memory::GuestMemoryError),
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
     /// A device.
@@ -124,6 +127,12 @@ pub enum RequestError {
     #[error("This VM has no device {0}")]
     NoDevice(String),
     /// The device state could not be handed over.
+    /// A device that gives up no memory.
+    #[error("Device {0} is no balloon")]
+    NoBalloon(String),
+    /// More than the guest has.
+    #[error("This guest has {0} pages of memory: ask for fewer")]
+    TooManyPages(u64),
     #[error("The device state could not be handed over")]
     HandOver(#[from] std::io::Error),
 }
@@ -211,7 +220,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Serial output, and the event that tells of it.
+    /// What the guest says, and the event that tells of it.
     pub fn console(&self) -> &Arc<ConsoleBuffer> {
         &self.console
     }
@@ -219,11 +228,6 @@ impl Machine {
     /// Where the end of the guest is told.
     pub fn end(&self) -> &Arc<EndNotice> {
         &self.end
-    }
-
-    /// The serial port, for input.
-    pub fn serial(&self) -> &SerialPort {
-        &self.devices.serial
     }
 
     /// How it is.
@@ -280,11 +284,7 @@ impl Machine {
 
     /// Has a device look whether what it stands on has changed.
     pub fn refresh(&self, device: &str) -> Result<(), RequestError> {
-        let mut functions = self.devices.pci.functions().iter();
-        let function = functions
-            .find(|function| function.name() == device)
-            .ok_or_else(|| RequestError::NoDevice(device.to_owned()))?;
-        let refreshed = function.worker().order(Order::Refresh);
+        let refreshed = self.function(device)?.worker().order(Order::Refresh);
         refreshed.map_err(DeviceError::from)?;
         Ok(())
     }
@@ -311,6 +311,28 @@ impl Machine {
         self.bitmap.clear_all();
         self.vm.memory().mark_present(&self.bitmap)?;
         Ok(())
+    }
+
+    /// Has the guest give up so many pages by a balloon.
+    pub fn aim(&self, device: &str, pages: u32) -> Result<(), RequestError> {
+        let function = self.function(device)?;
+        if function.kind() != DeviceKind::Balloon {
+            return Err(RequestError::NoBalloon(device.to_owned()));
+        }
+        let all = self.vm.memory().size().pages();
+        if u64::from(pages) >= all {
+            return Err(RequestError::TooManyPages(all));
+        }
+        let aimed = function.worker().order(Order::Aim(pages));
+        aimed.map_err(DeviceError::from)?;
+        Ok(())
+    }
+
+    fn function(&self, name: &str) -> Result<&Function, RequestError> {
+        let mut functions = self.devices.pci.functions().iter();
+        functions
+            .find(|function| function.name() == name)
+            .ok_or_else(|| RequestError::NoDevice(name.to_owned()))
     }
 
     /// Adds what changed to the shared bitmap; answers how many bits are set in it.

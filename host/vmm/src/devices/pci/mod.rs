@@ -8,7 +8,9 @@ mod msix;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use config::{BAR0, COMMAND, ConfigSpace, ConfigState, Identity};
-pub use msix::{Deliver, Msix, MsixState};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use msix::Deliver;
+pub use msix::{Msix, MsixState};
 
 use super::virtio::{DeviceError, Function};
 

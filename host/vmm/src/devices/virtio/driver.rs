@@ -8,7 +8,10 @@ use std::sync::atomic::Ordering;
 use dwcp_memory::vm_memory::{Bytes, GuestAddress};
 use dwcp_memory::{GuestMemory, GuestRange, MemorySize, create_memory};
 
-use super::QueueState;
+use super::registers::{Offer, Registers};
+use super::{Backend, Broken, Interrupts, QueueState, Running};
+use crate::devices::pci::{Deliver, Msix};
+use crate::kvm::Message;
 
 /// Memory of a guest with nothing in it.
 pub fn memory(bytes: u64) -> Arc<GuestMemory> {
@@ -91,11 +94,6 @@ impl Driver {
         driver.put(state.driver + 2, index);
         driver.put(state.device + 2, index);
         driver
-    }
-
-    /// How many descriptors are free.
-    pub fn room(&self) -> usize {
-        self.free.len()
     }
 
     /// Writes a number.
@@ -198,5 +196,97 @@ impl Driver {
         let at = GuestAddress(at);
         self.memory.ram().read_slice(&mut buffer, at).unwrap();
         buffer
+    }
+}
+
+/// A device whose driver is ready.
+#[derive(Debug)]
+pub struct Started<B> {
+    /// The device.
+    pub backend: B,
+    /// What it has.
+    pub running: Running,
+    /// What it told its driver.
+    pub told: Arc<Told>,
+}
+
+/// Counts interrupts.
+#[derive(Debug, Default)]
+pub struct Told(std::sync::atomic::AtomicUsize);
+
+impl Told {
+    /// How many since this was asked last.
+    pub fn take(&self) -> usize {
+        self.0.swap(0, Ordering::SeqCst)
+    }
+}
+
+impl Deliver for Told {
+    fn deliver(&self, _message: Message) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Starts a device as a driver would, with those of its features that `features` has; answers the drivers of its
+/// queues, of 64 entries, one after another from address 0 on.
+pub fn start<B: Backend>(
+    mut backend: B,
+    memory: &Arc<GuestMemory>,
+    features: u64,
+) -> (Started<B>, Vec<Driver>) {
+    let offer = Offer::of(&backend);
+    let count = offer.queues.len();
+    let drivers: Vec<_> = (0..count as u64)
+        .map(|queue| Driver::new(memory, queue * QUEUE_BYTES, 64, 0))
+        .collect();
+    let told = Arc::new(Told::default());
+    let msix = Msix::new(Arc::clone(&told) as _, count as u16 + 1);
+    for vector in 0..=count {
+        msix.write_table(vector * 16 + 12, &[0; 4]);
+    }
+    msix.set_control(1 << 15);
+    let interrupts = Interrupts::new(Arc::new(msix), count);
+    for queue in 0..count {
+        interrupts.set_vector(Some(queue), queue as u16);
+    }
+    interrupts.set_vector(None, count as u16);
+    let mut registers = Registers::new(&offer);
+    // Without the event index and indirect tables, unless a test has a use for them.
+    registers.driver_features = offer.features & features & !(3 << 28);
+    registers.queues = drivers.iter().map(|driver| driver.state).collect();
+    let interrupts = Arc::new(interrupts);
+    let mut running = Running::open(&registers, &offer, Arc::clone(memory), interrupts).unwrap();
+    backend.begin(&mut running).unwrap();
+    let started = Started {
+        backend,
+        running,
+        told,
+    };
+    (started, drivers)
+}
+
+impl<B: Backend> Started<B> {
+    /// The driver kicks a queue; the device goes on until it has nothing more to do.
+    pub fn serve(&mut self, queue: usize) -> Result<(), Broken> {
+        self.backend.serve(queue, &mut self.running)?;
+        self.go_on()
+    }
+
+    /// What the device watches is looked at.
+    pub fn look(&mut self) -> Result<(), Broken> {
+        self.backend.ready(&mut self.running)?;
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> Result<(), Broken> {
+        loop {
+            let again = self.running.take_again();
+            if again == 0 {
+                return Ok(());
+            }
+            for queue in (0..64).filter(|queue| again & 1 << queue != 0) {
+                self.backend.serve(queue, &mut self.running)?;
+            }
+        }
     }
 }

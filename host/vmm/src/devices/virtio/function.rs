@@ -19,12 +19,13 @@ use super::interrupts::Interrupts;
 use super::registers::{Beside, DRIVER_OK, Effect, Offer, Registers};
 use super::{
     Answer, Backend, Broken, Counters, Kind, Order, OwnRegisters, Running, Worker, WorkerError,
+    balloon,
 };
 use crate::devices::pci::{
     BAR0, COMMAND, ConfigSpace, ConfigState, Identity, Msix, MsixState, WINDOW_BYTES, in_window,
 };
 use crate::kvm::{KvmError, Vm};
-use crate::protocol::DeviceStatus;
+use crate::protocol::{BalloonStatus, DeviceStatus};
 
 const VENDOR: u16 = 0x1af4;
 const FIRST_DEVICE: u16 = 0x1040;
@@ -120,9 +121,12 @@ impl Function {
         let msix = Arc::new(Msix::new(Arc::clone(&vm) as _, queues as u16 + 1));
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&msix), queues));
         let counters = backend.counters();
+        let mut rules = backend.rules();
+        rules.extend(backend.memory_rules(vm.memory()));
         let worker = Worker::start(
             &name,
             backend,
+            rules,
             Arc::clone(&kicks),
             Arc::clone(&interrupts),
             Arc::clone(&counters),
@@ -168,7 +172,19 @@ impl Function {
             written_bytes: load(&self.counters.written_bytes),
             errors: load(&self.counters.errors),
             needs_reset: self.interrupts.needs_reset(),
+            balloon: (self.kind == Kind::Balloon).then(|| {
+                let (target_pages, actual_pages) = balloon::pages(&self.own);
+                BalloonStatus {
+                    target_pages,
+                    actual_pages,
+                }
+            }),
         }
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The descriptors that code on a vCPU's thread writes to.

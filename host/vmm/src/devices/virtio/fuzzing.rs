@@ -13,7 +13,10 @@ use dwcp_memory::vm_memory::{Bytes, GuestAddress};
 use dwcp_memory::{GuestMemory, MemorySize, create_memory};
 use nix::poll::{PollFd, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, getsockname,
+    listen, recv, send, socket, socketpair,
+};
 
 use super::registers::{DRIVER_OK, Effect, FEATURES_OK, Offer, Registers};
 use super::{
@@ -325,7 +328,7 @@ fn backend(device: Played) -> std::io::Result<(Box<dyn Backend>, Option<OwnedFd>
             "played",
             is_read_only,
             2,
-            DiskLimits::default(),
+            limits,
         )))
     };
     Ok(match device {
@@ -400,6 +403,7 @@ mod tests {
         }
 
         #[test]
+        let limits = DiskLimits::default();
         fn no_bytes_get_the_better_of_a_device(input in prop::collection::vec(any::<u8>(), 0..400)) {
             for device in Played::ALL {
                 play(device, &input);
@@ -425,3 +429,23 @@ mod tests {
         assert_eq!(used, [0, 0, 1, 0, 0, 0, 0, 0, 16, 0, 0, 0]);
     }
 }
+        let packet =
+            (0..0x3_0000u32, 0..9u8, 0..4u8, 0..80u8).prop_map(|(at, operation, flags, bytes)| {
+                let mut step = vec![2];
+                step.extend(&at.to_be_bytes()[1..]);
+                step.push(44);
+                let mut header = [0; 44];
+                (header[0], header[8], header[17], header[21]) = (3, 2, 4, 4);
+                (header[24], header[28], header[30]) = (bytes, 1, operation);
+                (header[32], header[38]) = (flags, 1);
+                step.extend(header);
+                step
+            });
+        let outside = (0..4u8, 1..4u8).prop_map(|(kind, eights)| {
+            let mut step = vec![7, eights, kind];
+            step.extend(vec![b'x'; usize::from(eights) * 8 - 1]);
+            step.push(8);
+            step
+        });
+            1 => packet,
+            1 => outside,

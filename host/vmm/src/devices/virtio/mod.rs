@@ -17,6 +17,7 @@
 //! A driver that breaks the specification has its device marked as in need of a reset (2.1.2); nothing else of the VM
 //! is touched.
 
+mod balloon;
 mod block;
 #[cfg(test)]
 mod driver;
@@ -35,6 +36,7 @@ mod worker;
 
 pub use block::{Block, ChainDisk, Disk, RawDisk};
 pub use function::{DeviceError, Function, FunctionState};
+pub use balloon::Balloon;
 pub use interrupts::Interrupts;
 pub use net::Net;
 pub use own::OwnRegisters;
@@ -51,6 +53,7 @@ use nix::poll::PollFlags;
 
 /// Features of every device here (virtio 1.3, chapter 6).
 pub const FEATURE_INDIRECT: u64 = 1 << 28;
+use dwcp_memory::GuestMemory;
 /// The driver may say from which entry on it wants to be told.
 pub const FEATURE_EVENT_INDEX: u64 = 1 << 29;
 /// The device is as virtio 1.0 and later have it.
@@ -137,6 +140,11 @@ pub trait Backend: Send + 'static {
     /// There may be new entries in a queue.
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), Broken>;
 
+    /// The same for what it does to the guest's memory as a whole.
+    fn memory_rules(&self, _memory: &GuestMemory) -> Rules {
+        Vec::new()
+    }
+
     /// A descriptor to wait for, besides the queues.
     fn watch(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         None
@@ -172,3 +180,8 @@ pub trait Backend: Send + 'static {
         if bytes.is_empty() { Ok(()) } else { Err(Unfit) }
     }
 }
+    /// The guest shall give up so many pages; answers whether its registers say so now.
+    fn aim(&mut self, _pages: u32) -> bool {
+        false
+    }
+
