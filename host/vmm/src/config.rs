@@ -21,6 +21,8 @@ pub const CHAIN_FILES_MAX: usize = 8;
 pub const DISK_QUEUES_MAX: u16 = 8;
 /// Least payload of a card's frames, as IPv4 needs it.
 pub const MTU_MIN: u16 = 576;
+/// Least address of a guest; those below mean hosts.
+pub const CID_MIN: u32 = 3;
 /// Longest payload of a card's frames.
 pub const MTU_MAX: u16 = 9000;
 /// Longest kernel command line, in bytes, without what the VMM appends.
@@ -76,10 +78,10 @@ pub enum Device {
         /// Longest payload of a frame, [`MTU_MIN`] to [`MTU_MAX`] bytes.
         #[serde(default = "mtu")]
         mtu: u16,
-        /// How much may pass, each way.
-        #[serde(default)]
     /// A balloon, by which the guest gives up memory when asked, and tells of memory that it does not use.
     Balloon,
+        /// How much may pass, each way.
+        #[serde(default)]
         limits: NetLimits,
     },
 }
@@ -309,3 +311,7 @@ impl VmConfig {
             .ok_or(ConfigError::Memory(self.memory_bytes))
     }
 }
+            Self::Vsock { cid } => {
+                let fits = (CID_MIN..u32::MAX).contains(cid);
+                fits.then_some(()).ok_or(ConfigError::Cid(*cid))
+            }

@@ -15,6 +15,7 @@ pub mod process;
 pub mod protocol;
 pub mod spawn;
 pub mod state;
+pub mod vsock;
 
 mod boot;
 mod devices;

@@ -24,12 +24,14 @@ enum StartError {
     Config(#[from] ConfigError),
     #[error("Descriptor {number}, {name}, is missing: this program is started by dwcp-launch")]
     Missing { number: usize, name: &'static str },
-    #[error("A disk cannot be used")]
-    Disk(#[source] std::io::Error),
     #[error("The process could not make an event")]
     Event(#[source] std::io::Error),
     #[error("A tap cannot be used")]
     Tap(#[source] std::io::Error),
+    #[error("A disk cannot be used")]
+    Disk(#[source] std::io::Error),
+    #[error("The sockets for a guest's connections cannot be used")]
+    Vsock(#[source] std::io::Error),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
@@ -107,6 +109,7 @@ fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>
                 limits,
             } => {
                 let disk = disk(chain, *read_only, given)?;
+            Device::Balloon => Box::new(Balloon::default()),
                 Box::new(Block::new(disk, id, *read_only, *queues, *limits))
             }
             Device::Balloon => Box::new(Balloon::default()),

@@ -62,9 +62,6 @@ pub enum Request {
         /// Its name in the status.
         device: String,
     },
-    /// Begins to log which pages change, and marks every page that is there: its consumer has none of them.
-    DirtyStart,
-    /// Adds what changed since the last harvest to the shared bitmap.
     /// The guest shall give up memory, or have it back: the balloon's target. How far it is, its status says.
     Balloon {
         /// Its name in the status.
@@ -75,6 +72,9 @@ pub enum Request {
     DirtyHarvest,
     /// Ends the log.
     DirtyStop,
+    /// Begins to log which pages change, and marks every page that is there: its consumer has none of them.
+    DirtyStart,
+    /// Adds what changed since the last harvest to the shared bitmap.
     /// Writes the device state of a paused VM; the reply carries it as a sealed memfd.
     Save,
     /// Takes a device state (one descriptor: a memfd) into a VM that was started as incoming.
@@ -170,7 +170,6 @@ pub struct DeviceStatus {
     /// How full it is, if it is a balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonStatus>,
-}
 
 /// How full a balloon is, in pages of 4096 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,3 +179,4 @@ pub struct BalloonStatus {
     pub target_pages: u32,
     /// What it says that it has given up; whatever it says, memory that it gave up is the host's again.
     pub actual_pages: u32,
+}

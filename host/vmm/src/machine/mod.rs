@@ -114,11 +114,11 @@ pub enum RequestError {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] dwcp_memory::MemoryError),
-    /// A vCPU.
     /// A place in guest memory that every guest has.
     #[error("The guest's memory could not be written")]
     Write(#[from] dwcp_memory::vm_memory::GuestMemoryError),
     #[error(transparent)]
+    /// A vCPU.
     Vcpu(#[from] VcpuError),
     /// A device.
     #[error(transparent)]
@@ -126,7 +126,6 @@ pub enum RequestError {
     /// No such device.
     #[error("This VM has no device {0}")]
     NoDevice(String),
-    /// The device state could not be handed over.
     /// A device that gives up no memory.
     #[error("Device {0} is no balloon")]
     NoBalloon(String),
@@ -134,6 +133,7 @@ pub enum RequestError {
     #[error("This guest has {0} pages of memory: ask for fewer")]
     TooManyPages(u64),
     #[error("The device state could not be handed over")]
+    /// The device state could not be handed over.
     HandOver(#[from] std::io::Error),
 }
 

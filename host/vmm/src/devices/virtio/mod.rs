@@ -33,10 +33,11 @@ mod registers;
 mod rng;
 mod running;
 mod worker;
+mod vsock;
 
 pub use block::{Block, ChainDisk, Disk, RawDisk};
-pub use function::{DeviceError, Function, FunctionState};
 pub use balloon::Balloon;
+pub use function::{DeviceError, Function, FunctionState};
 pub use interrupts::Interrupts;
 pub use net::Net;
 pub use own::OwnRegisters;
@@ -45,15 +46,16 @@ pub use rng::Rng;
 pub use running::Running;
 pub use worker::{Answer, Counters, Order, Worker, WorkerError};
 
+pub use vsock::Vsock;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use nix::poll::PollFlags;
 
+use dwcp_memory::GuestMemory;
 /// Features of every device here (virtio 1.3, chapter 6).
 pub const FEATURE_INDIRECT: u64 = 1 << 28;
-use dwcp_memory::GuestMemory;
 /// The driver may say from which entry on it wants to be told.
 pub const FEATURE_EVENT_INDEX: u64 = 1 << 29;
 /// The device is as virtio 1.0 and later have it.
@@ -73,6 +75,10 @@ pub enum Kind {
 
 impl Kind {
     /// Its name, for people.
+    /// Memory that the guest gives up.
+    Balloon = 5,
+    /// Sockets between host and guest.
+    Vsock = 19,
     pub fn name(self) -> &'static str {
         match self {
             Self::Net => "net",
@@ -83,6 +89,8 @@ impl Kind {
 
     /// Its PCI class, subclass and programming interface.
     fn class(self) -> u32 {
+            Self::Balloon => "balloon",
+            Self::Vsock => "vsock",
         match self {
             Self::Net => 0x02_00_00,
             Self::Block => 0x01_80_00,
@@ -132,6 +140,11 @@ pub trait Backend: Send + 'static {
     }
 
     /// The driver reset the device.
+    /// The same for what it does to the guest's memory as a whole.
+    fn memory_rules(&self, _memory: &GuestMemory) -> Rules {
+        Vec::new()
+    }
+
     fn reset(&mut self) {}
 
     /// The device is to be paused: whatever it took from a queue is done, or put back.
@@ -139,11 +152,6 @@ pub trait Backend: Send + 'static {
 
     /// There may be new entries in a queue.
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), Broken>;
-
-    /// The same for what it does to the guest's memory as a whole.
-    fn memory_rules(&self, _memory: &GuestMemory) -> Rules {
-        Vec::new()
-    }
 
     /// A descriptor to wait for, besides the queues.
     fn watch(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
@@ -176,12 +184,12 @@ pub trait Backend: Send + 'static {
     }
 
     /// Takes back what it remembered.
-    fn load(&mut self, bytes: &[u8]) -> Result<(), Unfit> {
-        if bytes.is_empty() { Ok(()) } else { Err(Unfit) }
-    }
-}
     /// The guest shall give up so many pages; answers whether its registers say so now.
     fn aim(&mut self, _pages: u32) -> bool {
         false
     }
 
+    fn load(&mut self, bytes: &[u8]) -> Result<(), Unfit> {
+        if bytes.is_empty() { Ok(()) } else { Err(Unfit) }
+    }
+}
