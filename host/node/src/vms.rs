@@ -219,6 +219,7 @@ impl Node {
             vcpus: vm.spec.vcpus,
             memory_bytes: vm.spec.memory_bytes,
             boot,
+            generation: None,
             devices: Vec::new(),
         };
         let json = serde_json::to_value(&config).map_err(internal)?;

@@ -42,9 +42,34 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// Where the first instruction comes from.
     pub boot: Boot,
+    /// Which life of the machine this is. Without it a fresh VM gets a random one, and one whose state is loaded keeps
+    /// the one that it had; a guest that gets another one than it had is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
     /// Virtio devices, in the order of their slots on the PCI bus. The same on both sides of a migration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
+}
+
+/// The number of a life of a machine, written as 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Generation(pub [u8; 16]);
+
+impl TryFrom<String> for Generation {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        let is_plain = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let number = u128::from_str_radix(&text, 16).ok().filter(|_| is_plain);
+        Ok(Self(number.ok_or(ConfigError::Generation)?.to_be_bytes()))
+    }
+}
+
+impl From<Generation> for String {
+    fn from(generation: Generation) -> Self {
+        format!("{:032x}", u128::from_be_bytes(generation.0))
+    }
 }
 
 /// A virtio device. Those that need a descriptor get it after the kernel and the initrd, in the order of the devices.
@@ -53,6 +78,8 @@ pub struct VmConfig {
 pub enum Device {
     /// Entropy of the host.
     Rng,
+    /// A balloon, by which the guest gives up memory when asked, and tells of memory that it does not use.
+    Balloon,
     /// A disk; one descriptor for each file of its chain, open for reading, the topmost for writing too unless the disk
     /// is read-only.
     Block {
@@ -71,6 +98,15 @@ pub enum Device {
         #[serde(default)]
         limits: DiskLimits,
     },
+    /// A console besides the serial port. Both say what they say to the same place; what is typed comes to this one
+    /// while the guest's driver takes it, and to the serial port otherwise.
+    Console(ConsoleSize),
+    /// Sockets between host and guest; two descriptors, as [`crate::vsock`] says: a listening Unix socket, and one over
+    /// which the host is asked for connections.
+    Vsock {
+        /// The guest's address, at least [`CID_MIN`] and less than `u32::MAX`.
+        cid: u32,
+    },
     /// A network card; one descriptor, a tap whose frames have a virtio header of 12 bytes. Comes after all disks.
     Net {
         /// Its address.
@@ -78,12 +114,29 @@ pub enum Device {
         /// Longest payload of a frame, [`MTU_MIN`] to [`MTU_MAX`] bytes.
         #[serde(default = "mtu")]
         mtu: u16,
-    /// A balloon, by which the guest gives up memory when asked, and tells of memory that it does not use.
-    Balloon,
         /// How much may pass, each way.
         #[serde(default)]
         limits: NetLimits,
     },
+}
+
+/// How large a console is, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConsoleSize {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+impl Default for ConsoleSize {
+    fn default() -> Self {
+        Self {
+            columns: 80,
+            rows: 24,
+        }
+    }
 }
 
 /// An Ethernet address, written as `52:54:00:12:34:56`.
@@ -225,6 +278,15 @@ pub enum ConfigError {
     /// The payload of frames.
     #[error("A network card's frames carry {MTU_MIN} to {MTU_MAX} bytes, not {0}")]
     Mtu(u16),
+    /// The number of a life.
+    #[error("A generation is 32 hexadecimal digits")]
+    Generation,
+    /// The address of a guest.
+    #[error("A guest's address is at least {CID_MIN} and less than 4294967295, not {0}")]
+    Cid(u32),
+    /// More than one of a device that there is one of.
+    #[error("A VM has at most one of this device: {0}")]
+    Twice(&'static str),
     /// Devices in the wrong order.
     #[error("A VM's disks come before its network cards")]
     Order,
@@ -238,7 +300,7 @@ pub enum ConfigError {
 impl Device {
     fn check(&self) -> Result<(), ConfigError> {
         match self {
-            Self::Rng => Ok(()),
+            Self::Rng | Self::Balloon | Self::Console(_) => Ok(()),
             Self::Block {
                 id, queues, chain, ..
             } => {
@@ -252,6 +314,10 @@ impl Device {
                 let has_queues = (1..=DISK_QUEUES_MAX).contains(queues);
                 let fits = is_named && is_plain && has_queues;
                 fits.then_some(()).ok_or(ConfigError::Disk)
+            }
+            Self::Vsock { cid } => {
+                let fits = (CID_MIN..u32::MAX).contains(cid);
+                fits.then_some(()).ok_or(ConfigError::Cid(*cid))
             }
             Self::Net { mtu, .. } => {
                 let fits = (MTU_MIN..=MTU_MAX).contains(mtu);
@@ -283,6 +349,26 @@ impl VmConfig {
             return Err(ConfigError::Devices(self.devices.len()));
         }
         self.devices.iter().try_for_each(Device::check)?;
+        let is_console = |device: &Device| matches!(device, Device::Console(_));
+        let is_vsock = |device: &Device| matches!(device, Device::Vsock { .. });
+        if self
+            .devices
+            .iter()
+            .filter(|device| is_console(device))
+            .count()
+            > 1
+        {
+            return Err(ConfigError::Twice("console"));
+        }
+        if self
+            .devices
+            .iter()
+            .filter(|device| is_vsock(device))
+            .count()
+            > 1
+        {
+            return Err(ConfigError::Twice("vsock"));
+        }
         let mut is_card = self.devices.iter().map(|d| matches!(d, Device::Net { .. }));
         let mut is_disk = self
             .devices
@@ -311,7 +397,3 @@ impl VmConfig {
             .ok_or(ConfigError::Memory(self.memory_bytes))
     }
 }
-            Self::Vsock { cid } => {
-                let fits = (CID_MIN..u32::MAX).contains(cid);
-                fits.then_some(()).ok_or(ConfigError::Cid(*cid))
-            }

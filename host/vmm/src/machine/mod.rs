@@ -13,9 +13,10 @@ use dwcp_jail::LastWords;
 use dwcp_memory::{DirtyBitmap, GuestMemory};
 
 use crate::boot::{self, BootError, Entry, Fresh};
-use crate::config::{Boot, VmConfig};
+use crate::config::{Boot, Generation, VmConfig};
 use crate::devices::{
-    Backend, ConsoleBuffer, DeviceError, Devices, Function, Order, PciBus, SerialPort, window_of,
+    Backend, ConsoleBuffer, DeviceError, Devices, Function, Kind as DeviceKind, Order, PciBus,
+    Terminal, window_of,
 };
 use crate::end::EndNotice;
 use crate::kvm::{KvmError, Vm};
@@ -31,7 +32,7 @@ pub struct Machine {
     devices: Arc<Devices>,
     vcpus: Vec<Vcpu>,
     bitmap: DirtyBitmap,
-    console: Arc<ConsoleBuffer>,
+    terminal: Terminal,
     end: Arc<EndNotice>,
     pause: Arc<AtomicBool>,
     phase: Phase,
@@ -117,8 +118,8 @@ pub enum RequestError {
     /// A place in guest memory that every guest has.
     #[error("The guest's memory could not be written")]
     Write(#[from] dwcp_memory::vm_memory::GuestMemoryError),
-    #[error(transparent)]
     /// A vCPU.
+    #[error(transparent)]
     Vcpu(#[from] VcpuError),
     /// A device.
     #[error(transparent)]
@@ -132,8 +133,8 @@ pub enum RequestError {
     /// More than the guest has.
     #[error("This guest has {0} pages of memory: ask for fewer")]
     TooManyPages(u64),
-    #[error("The device state could not be handed over")]
     /// The device state could not be handed over.
+    #[error("The device state could not be handed over")]
     HandOver(#[from] std::io::Error),
 }
 
@@ -142,6 +143,7 @@ impl Machine {
     pub fn build(
         config: VmConfig,
         parts: Parts,
+        terminal: Terminal,
         backends: Vec<Box<dyn Backend>>,
         last_words: LastWords,
     ) -> Result<Self, BuildError> {
@@ -158,12 +160,11 @@ impl Machine {
             tsc_khz = first.get_tsc_khz().unwrap_or(0);
         }
         let vm = Arc::new(vm);
-        let console = Arc::new(ConsoleBuffer::new()?);
         let end = Arc::new(EndNotice::new()?);
         let pause = Arc::new(AtomicBool::new(true));
         let functions = functions(backends, &vm, last_words)?;
         let pci = PciBus::new(functions);
-        let devices = Devices::new(Arc::clone(&vm), Arc::clone(&console), pci);
+        let devices = Devices::new(Arc::clone(&vm), Arc::clone(&terminal.output), pci);
         vcpu::install_handler()?;
         let shared = Shared {
             vm: Arc::clone(&vm),
@@ -189,7 +190,7 @@ impl Machine {
             devices,
             vcpus,
             bitmap,
-            console,
+            terminal,
             end,
             pause,
             phase: Phase::Idle,
@@ -212,6 +213,12 @@ impl Machine {
             tsc_khz: self.tsc_khz,
         };
         let entry: Entry = boot::load(fresh, self.vm.memory())?;
+        let generation = match self.config.generation {
+            Some(generation) => generation,
+            None => random()?,
+        };
+        let begun = self.devices.generation.begin(generation);
+        begun.map_err(BootError::from)?;
         let mut entry = Some(entry);
         for (index, vcpu) in (0..).zip(&self.vcpus) {
             let cpuid = self.vm.features().for_vcpu(index, self.config.vcpus);
@@ -222,7 +229,23 @@ impl Machine {
 
     /// What the guest says, and the event that tells of it.
     pub fn console(&self) -> &Arc<ConsoleBuffer> {
-        &self.console
+        &self.terminal.output
+    }
+
+    /// How many bytes of input the guest would take now.
+    pub fn input_room(&self) -> usize {
+        let virtio = self.terminal.typed.room();
+        virtio.unwrap_or_else(|| self.devices.serial.room())
+    }
+
+    /// Gives the guest input: by its virtio console if that takes any, or else by the serial port.
+    pub fn input(&self, bytes: &[u8]) {
+        match self.terminal.typed.room() {
+            Some(_) => self.terminal.typed.add(bytes),
+            None => {
+                self.devices.serial.input(bytes);
+            }
+        }
     }
 
     /// Where the end of the guest is told.
@@ -239,7 +262,8 @@ impl Machine {
             vcpus: self.config.vcpus,
             memory_bytes: self.config.memory_bytes,
             exits: self.vcpus.iter().map(Vcpu::exits).collect(),
-            serial_bytes: self.console.written(),
+            cpu_ns: self.vcpus.iter().map(Vcpu::cpu_ns).collect(),
+            serial_bytes: self.terminal.output.written(),
             devices: functions.map(Function::status).collect(),
         }
     }
@@ -289,6 +313,28 @@ impl Machine {
         Ok(())
     }
 
+    /// Has the guest give up so many pages by a balloon.
+    pub fn aim(&self, device: &str, pages: u32) -> Result<(), RequestError> {
+        let function = self.function(device)?;
+        if function.kind() != DeviceKind::Balloon {
+            return Err(RequestError::NoBalloon(device.to_owned()));
+        }
+        let all = self.vm.memory().size().pages();
+        if u64::from(pages) >= all {
+            return Err(RequestError::TooManyPages(all));
+        }
+        let aimed = function.worker().order(Order::Aim(pages));
+        aimed.map_err(DeviceError::from)?;
+        Ok(())
+    }
+
+    fn function(&self, name: &str) -> Result<&Function, RequestError> {
+        let mut functions = self.devices.pci.functions().iter();
+        functions
+            .find(|function| function.name() == name)
+            .ok_or_else(|| RequestError::NoDevice(name.to_owned()))
+    }
+
     /// Presses the power button.
     pub fn press_power_button(&mut self) -> Result<(), RequestError> {
         match self.phase {
@@ -311,28 +357,6 @@ impl Machine {
         self.bitmap.clear_all();
         self.vm.memory().mark_present(&self.bitmap)?;
         Ok(())
-    }
-
-    /// Has the guest give up so many pages by a balloon.
-    pub fn aim(&self, device: &str, pages: u32) -> Result<(), RequestError> {
-        let function = self.function(device)?;
-        if function.kind() != DeviceKind::Balloon {
-            return Err(RequestError::NoBalloon(device.to_owned()));
-        }
-        let all = self.vm.memory().size().pages();
-        if u64::from(pages) >= all {
-            return Err(RequestError::TooManyPages(all));
-        }
-        let aimed = function.worker().order(Order::Aim(pages));
-        aimed.map_err(DeviceError::from)?;
-        Ok(())
-    }
-
-    fn function(&self, name: &str) -> Result<&Function, RequestError> {
-        let mut functions = self.devices.pci.functions().iter();
-        functions
-            .find(|function| function.name() == name)
-            .ok_or_else(|| RequestError::NoDevice(name.to_owned()))
     }
 
     /// Adds what changed to the shared bitmap; answers how many bits are set in it.
@@ -385,6 +409,17 @@ impl Machine {
             action,
         }
     }
+}
+
+/// The number of a life that was never lived.
+fn random() -> std::io::Result<Generation> {
+    let mut bytes = [0; 16];
+    // SAFETY: the buffer is ours, and as long as is said.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(got) != Ok(bytes.len()) {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(Generation(bytes))
 }
 
 /// The PCI functions in the order of their slots; slot 0 is the bridge's.

@@ -184,6 +184,12 @@ impl Driver {
         Some((head, (element >> 32) as u32))
     }
 
+    /// Where the first piece of an entry is.
+    pub fn start_of(&self, head: u16) -> u64 {
+        let at = GuestAddress(self.state.descriptors + 16 * u64::from(head));
+        self.memory.ram().read_obj(at).unwrap()
+    }
+
     /// Writes bytes somewhere.
     pub fn write(&self, at: u64, bytes: &[u8]) {
         let at = GuestAddress(at);

@@ -20,11 +20,14 @@ use nix::sys::socket::{
 
 use super::registers::{DRIVER_OK, Effect, FEATURES_OK, Offer, Registers};
 use super::{
-    Backend, Block, Broken, Interrupts, Net, OwnRegisters, QueueState, RawDisk, Rng, Running,
+    Backend, Balloon, Block, Broken, Console, Interrupts, Net, OwnRegisters, QueueState, RawDisk,
+    Rng, Running, Vsock,
 };
-use crate::config::{DiskLimits, MacAddress, NetLimits};
+use crate::config::{ConsoleSize, DiskLimits, MacAddress, NetLimits};
+use crate::devices::Terminal;
 use crate::devices::pci::{Deliver, Msix};
 use crate::kvm::Message;
+use crate::vsock::{ASKED_BYTES, Asked};
 
 /// Memory of the guest.
 const MEMORY_BYTES: u64 = 256 << 10;
@@ -33,6 +36,10 @@ const DISK_BYTES: usize = 64 << 10;
 const QUEUES_START: u64 = 0x1000;
 const QUEUE_BYTES: u64 = 0x1000;
 const QUEUE_SIZE: u16 = 16;
+/// Most programs of the host at a time.
+const PROGRAMS_MAX: usize = 8;
+const GUEST_CID: u32 = 3;
+const NOW: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
 /// Most times that a device goes on by itself before the guest does something again.
 const ROUNDS_MAX: usize = 4;
 
@@ -45,13 +52,27 @@ pub enum Played {
     Block,
     /// A disk of 64 KiB that does not change.
     ReadOnlyBlock,
+    /// A balloon.
+    Balloon,
+    /// A console; what is typed comes from outside.
+    Console,
+    /// Sockets; the host has let the guest connect, and connects itself.
+    Vsock,
     /// A network card; its tap is a socket.
     Net,
 }
 
 impl Played {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Rng, Self::Block, Self::ReadOnlyBlock, Self::Net];
+    pub const ALL: [Self; 7] = [
+        Self::Rng,
+        Self::Block,
+        Self::ReadOnlyBlock,
+        Self::Balloon,
+        Self::Console,
+        Self::Vsock,
+        Self::Net,
+    ];
 }
 
 /// Plays one input against a device.
@@ -88,6 +109,18 @@ impl<'a> Input<'a> {
     }
 }
 
+/// The outer end of a device.
+enum Outside {
+    /// There is none.
+    Nothing,
+    /// The other end of its tap.
+    Socket(OwnedFd),
+    /// Where its console ends.
+    Terminal(Terminal),
+    /// Where programs connect, where the host is asked, and the programs.
+    Host(OwnedFd, OwnedFd, Vec<OwnedFd>),
+}
+
 #[derive(Debug)]
 struct Nobody;
 
@@ -103,8 +136,7 @@ struct Game {
     memory: Arc<GuestMemory>,
     interrupts: Arc<Interrupts>,
     running: Option<Box<Running>>,
-    /// The outer end of the device, if it has one.
-    outside: Option<OwnedFd>,
+    outside: Outside,
 }
 
 impl Game {
@@ -277,11 +309,29 @@ impl Game {
     }
 
     fn happen_outside(&mut self, bytes: &[u8]) {
-        let Some(outside) = &self.outside else { return };
-        let now = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let _ = send(outside.as_raw_fd(), bytes, now);
-        let mut frame = [0; 4096];
-        while recv(outside.as_raw_fd(), &mut frame, now).is_ok_and(|count| count > 0) {}
+        match &mut self.outside {
+            Outside::Nothing => {}
+            Outside::Socket(socket) => {
+                say(socket, bytes);
+                hear(socket);
+            }
+            Outside::Terminal(terminal) => {
+                terminal.typed.add(bytes);
+                terminal.output.take();
+            }
+            Outside::Host(listener, control, programs) => {
+                if let ([first, rest @ ..], true) = (bytes, programs.len() < PROGRAMS_MAX) {
+                    programs.extend(program(first % 4, rest, listener, control));
+                }
+                for program in programs.iter() {
+                    say(program, bytes);
+                    hear(program);
+                }
+                if bytes.len() % 64 == 8 {
+                    programs.clear();
+                }
+            }
+        }
     }
 
     fn begin(&mut self) {
@@ -317,12 +367,43 @@ impl Game {
     }
 }
 
-fn backend(device: Played) -> std::io::Result<(Box<dyn Backend>, Option<OwnedFd>)> {
+fn say(socket: &OwnedFd, bytes: &[u8]) {
+    let _ = send(socket.as_raw_fd(), bytes, NOW);
+}
+
+fn hear(socket: &OwnedFd) {
+    let mut frame = [0; 4096];
+    while recv(socket.as_raw_fd(), &mut frame, NOW).is_ok_and(|count| count > 0) {}
+}
+
+/// A program of the host: one that connects, or one that the guest may connect to.
+fn program(kind: u8, said: &[u8], listener: &OwnedFd, control: &OwnedFd) -> Option<OwnedFd> {
+    if kind < 2 {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let program = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+        let address: UnixAddr = getsockname(listener.as_raw_fd()).ok()?;
+        connect(program.as_raw_fd(), &address).ok()?;
+        if kind == 0 {
+            say(&program, b"CONNECT 1024\n");
+        }
+        say(&program, said);
+        return Some(program);
+    }
+    let mut asked = [0; ASKED_BYTES];
+    recv(control.as_raw_fd(), &mut asked, NOW).ok()?;
+    let asked = Asked::decode(asked);
+    let (ours, theirs) = pair(SockType::Stream).ok()?;
+    asked.answer(control, (kind == 2).then_some(theirs)).ok()?;
+    Some(ours)
+}
+
+fn backend(device: Played) -> std::io::Result<(Box<dyn Backend>, Outside)> {
     let disk = |is_read_only| -> std::io::Result<Box<dyn Backend>> {
         let fd = memfd_create(c"dwcp-played-disk", MFdFlags::MFD_CLOEXEC)?;
         let mut file = std::fs::File::from(fd);
         file.write_all(&[7; DISK_BYTES])?;
         let disk = Box::new(RawDisk::new(file.into())?);
+        let limits = DiskLimits::default();
         Ok(Box::new(Block::new(
             disk,
             "played",
@@ -332,18 +413,33 @@ fn backend(device: Played) -> std::io::Result<(Box<dyn Backend>, Option<OwnedFd>
         )))
     };
     Ok(match device {
-        Played::Rng => (Box::new(Rng), None),
-        Played::Block => (disk(false)?, None),
-        Played::ReadOnlyBlock => (disk(true)?, None),
+        Played::Rng => (Box::new(Rng), Outside::Nothing),
+        Played::Balloon => (Box::new(Balloon::default()), Outside::Nothing),
+        Played::Block => (disk(false)?, Outside::Nothing),
+        Played::ReadOnlyBlock => (disk(true)?, Outside::Nothing),
+        Played::Console => {
+            let terminal = Terminal::new()?;
+            let console = Console::new(ConsoleSize::default(), &terminal);
+            (Box::new(console), Outside::Terminal(terminal))
+        }
+        Played::Vsock => {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            // The kernel chooses a name.
+            bind(listener.as_raw_fd(), &UnixAddr::new_unnamed())?;
+            listen(&listener, Backlog::new(PROGRAMS_MAX as i32)?)?;
+            let (ours, control) = pair(SockType::SeqPacket)?;
+            let vsock = Vsock::new(GUEST_CID, listener.try_clone()?, ours)?;
+            (
+                Box::new(vsock),
+                Outside::Host(listener, control, Vec::new()),
+            )
+        }
         Played::Net => {
             let (tap, outside) = pair(SockType::SeqPacket)?;
-            let net = Net::new(
-                tap,
-                MacAddress([2, 0, 0, 0, 0, 1]),
-                1500,
-                NetLimits::default(),
-            )?;
-            (Box::new(net), Some(outside))
+            let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+            let net = Net::new(tap, mac, 1500, NetLimits::default())?;
+            (Box::new(net), Outside::Socket(outside))
         }
     })
 }
@@ -382,12 +478,32 @@ mod tests {
             step.extend([16, kind, 0, 0, 0, 0, 0, 0, 0, sector, 0, 0, 0, 0, 0, 0, 0]);
             step
         });
+        let packet =
+            (0..0x3_0000u32, 0..9u8, 0..4u8, 0..80u8).prop_map(|(at, operation, flags, bytes)| {
+                let mut step = vec![2];
+                step.extend(&at.to_be_bytes()[1..]);
+                step.push(44);
+                let mut header = [0; 44];
+                (header[0], header[8], header[17], header[21]) = (3, 2, 4, 4);
+                (header[24], header[28], header[30]) = (bytes, 1, operation);
+                (header[32], header[38]) = (flags, 1);
+                step.extend(header);
+                step
+            });
+        let outside = (0..4u8, 1..4u8).prop_map(|(kind, eights)| {
+            let mut step = vec![7, eights, kind];
+            step.extend(vec![b'x'; usize::from(eights) * 8 - 1]);
+            step.push(8);
+            step
+        });
         let ask = (0..3u8, 0..16u8).prop_map(|(queue, head)| vec![5, queue, head, 6, queue]);
         prop_oneof![
             2 => any_step.prop_map(|(number, mut bytes)| { bytes.insert(0, number); bytes }),
             1 => up,
             4 => buffer,
             1 => header,
+            1 => packet,
+            1 => outside,
             4 => ask,
         ]
     }
@@ -403,7 +519,6 @@ mod tests {
         }
 
         #[test]
-        let limits = DiskLimits::default();
         fn no_bytes_get_the_better_of_a_device(input in prop::collection::vec(any::<u8>(), 0..400)) {
             for device in Played::ALL {
                 play(device, &input);
@@ -429,23 +544,3 @@ mod tests {
         assert_eq!(used, [0, 0, 1, 0, 0, 0, 0, 0, 16, 0, 0, 0]);
     }
 }
-        let packet =
-            (0..0x3_0000u32, 0..9u8, 0..4u8, 0..80u8).prop_map(|(at, operation, flags, bytes)| {
-                let mut step = vec![2];
-                step.extend(&at.to_be_bytes()[1..]);
-                step.push(44);
-                let mut header = [0; 44];
-                (header[0], header[8], header[17], header[21]) = (3, 2, 4, 4);
-                (header[24], header[28], header[30]) = (bytes, 1, operation);
-                (header[32], header[38]) = (flags, 1);
-                step.extend(header);
-                step
-            });
-        let outside = (0..4u8, 1..4u8).prop_map(|(kind, eights)| {
-            let mut step = vec![7, eights, kind];
-            step.extend(vec![b'x'; usize::from(eights) * 8 - 1]);
-            step.push(8);
-            step
-        });
-            1 => packet,
-            1 => outside,

@@ -19,6 +19,7 @@
 
 mod balloon;
 mod block;
+mod console;
 #[cfg(test)]
 mod driver;
 mod function;
@@ -32,11 +33,12 @@ mod queue;
 mod registers;
 mod rng;
 mod running;
-mod worker;
 mod vsock;
+mod worker;
 
-pub use block::{Block, ChainDisk, Disk, RawDisk};
 pub use balloon::Balloon;
+pub use block::{Block, ChainDisk, Disk, RawDisk};
+pub use console::{Console, Typed};
 pub use function::{DeviceError, Function, FunctionState};
 pub use interrupts::Interrupts;
 pub use net::Net;
@@ -44,16 +46,16 @@ pub use own::OwnRegisters;
 pub use queue::{Broken, Chain, Queue, QueueState};
 pub use rng::Rng;
 pub use running::Running;
+pub use vsock::Vsock;
 pub use worker::{Answer, Counters, Order, Worker, WorkerError};
 
-pub use vsock::Vsock;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use dwcp_memory::GuestMemory;
 use nix::poll::PollFlags;
 
-use dwcp_memory::GuestMemory;
 /// Features of every device here (virtio 1.3, chapter 6).
 pub const FEATURE_INDIRECT: u64 = 1 << 28;
 /// The driver may say from which entry on it wants to be told.
@@ -69,32 +71,36 @@ pub enum Kind {
     Net = 1,
     /// A disk.
     Block = 2,
+    /// A console.
+    Console = 3,
     /// Entropy.
     Rng = 4,
-}
-
-impl Kind {
-    /// Its name, for people.
     /// Memory that the guest gives up.
     Balloon = 5,
     /// Sockets between host and guest.
     Vsock = 19,
+}
+
+impl Kind {
+    /// Its name, for people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Net => "net",
             Self::Block => "block",
+            Self::Console => "console",
             Self::Rng => "rng",
+            Self::Balloon => "balloon",
+            Self::Vsock => "vsock",
         }
     }
 
     /// Its PCI class, subclass and programming interface.
     fn class(self) -> u32 {
-            Self::Balloon => "balloon",
-            Self::Vsock => "vsock",
         match self {
             Self::Net => 0x02_00_00,
             Self::Block => 0x01_80_00,
-            Self::Rng => 0xff_00_00,
+            Self::Rng | Self::Balloon => 0xff_00_00,
+            Self::Console | Self::Vsock => 0x07_80_00,
         }
     }
 }
@@ -134,17 +140,17 @@ pub trait Backend: Send + 'static {
         Vec::new()
     }
 
+    /// The same for what it does to the guest's memory as a whole.
+    fn memory_rules(&self, _memory: &GuestMemory) -> Rules {
+        Vec::new()
+    }
+
     /// The driver is ready, or the device goes on after a pause: every queue is served right after this.
     fn begin(&mut self, _running: &mut Running) -> Result<(), Broken> {
         Ok(())
     }
 
     /// The driver reset the device.
-    /// The same for what it does to the guest's memory as a whole.
-    fn memory_rules(&self, _memory: &GuestMemory) -> Rules {
-        Vec::new()
-    }
-
     fn reset(&mut self) {}
 
     /// The device is to be paused: whatever it took from a queue is done, or put back.
@@ -178,17 +184,17 @@ pub trait Backend: Send + 'static {
         false
     }
 
+    /// The guest shall give up so many pages; answers whether its registers say so now.
+    fn aim(&mut self, _pages: u32) -> bool {
+        false
+    }
+
     /// What it has to remember beyond its queues and registers.
     fn save(&self) -> Vec<u8> {
         Vec::new()
     }
 
     /// Takes back what it remembered.
-    /// The guest shall give up so many pages; answers whether its registers say so now.
-    fn aim(&mut self, _pages: u32) -> bool {
-        false
-    }
-
     fn load(&mut self, bytes: &[u8]) -> Result<(), Unfit> {
         if bytes.is_empty() { Ok(()) } else { Err(Unfit) }
     }

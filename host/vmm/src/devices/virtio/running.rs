@@ -96,6 +96,11 @@ impl Running {
         Ok(())
     }
 
+    /// Tells the driver that the device's registers are to be read again.
+    pub fn tell_registers(&self) {
+        self.interrupts.configuration();
+    }
+
     /// Asks to be told of new entries; answers whether some have come already.
     pub fn listen(&mut self, queue: usize) -> Result<bool, Broken> {
         match self.queues.get_mut(queue) {
