@@ -223,6 +223,7 @@ impl Node {
             memory_bytes: vm.spec.memory_bytes,
             boot,
             devices: hardware.devices,
+            generation: None,
         };
         let json = serde_json::to_value(&config).map_err(internal)?;
         let mut descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];

@@ -122,6 +122,12 @@ impl VmmClient {
         self.done(&Request::Refresh { device }, None)
     }
 
+    /// Has the guest give up so many pages in all by a balloon.
+    pub fn balloon(&mut self, device: &str, pages: u32) -> Result<(), ClientError> {
+        let device = device.to_owned();
+        self.done(&Request::Balloon { device, pages }, None)
+    }
+
     /// The device state of the paused VM: a sealed memfd and its length in bytes.
     pub fn save(&mut self) -> Result<(OwnedFd, u64), ClientError> {
         match self.ask(&Request::Save, None)? {

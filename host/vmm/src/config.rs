@@ -24,6 +24,8 @@ pub const CHAIN_FILES_MAX: usize = 8;
 pub const DISK_QUEUES_MAX: u16 = 8;
 /// Least payload of a card's frames, as IPv4 needs it.
 pub const MTU_MIN: u16 = 576;
+/// Least address of a guest; those below mean hosts.
+pub const CID_MIN: u32 = 3;
 /// Longest payload of a card's frames.
 pub const MTU_MAX: u16 = 9000;
 /// Longest kernel command line, in bytes, without what the VMM appends.
@@ -43,9 +45,34 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// Where the first instruction comes from.
     pub boot: Boot,
+    /// Which life of the machine this is. Without it a fresh VM gets a random one, and one whose state is loaded keeps
+    /// the one that it had; a guest that gets another one than it had is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
     /// Virtio devices, in the order of their slots on the PCI bus. The same on both sides of a migration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
+}
+
+/// The number of a life of a machine, written as 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Generation(pub [u8; 16]);
+
+impl TryFrom<String> for Generation {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        let is_plain = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let number = u128::from_str_radix(&text, 16).ok().filter(|_| is_plain);
+        Ok(Self(number.ok_or(ConfigError::Generation)?.to_be_bytes()))
+    }
+}
+
+impl From<Generation> for String {
+    fn from(generation: Generation) -> Self {
+        format!("{:032x}", u128::from_be_bytes(generation.0))
+    }
 }
 
 /// A virtio device. Those that need a descriptor get it after the kernel and the initrd, in the order of the devices.
@@ -54,6 +81,8 @@ pub struct VmConfig {
 pub enum Device {
     /// Entropy of the host.
     Rng,
+    /// A balloon, by which the guest gives up memory when asked, and tells of memory that it does not use.
+    Balloon,
     /// A disk; one descriptor for each file of its chain, open for reading, the topmost for writing too unless the disk
     /// is read-only.
     Block {
@@ -72,6 +101,15 @@ pub enum Device {
         #[serde(default)]
         limits: DiskLimits,
     },
+    /// A console besides the serial port. Both say what they say to the same place; what is typed comes to this one
+    /// while the guest's driver takes it, and to the serial port otherwise.
+    Console(ConsoleSize),
+    /// Sockets between host and guest; two descriptors, as [`crate::vsock`] says: a listening Unix socket, and one over
+    /// which the host is asked for connections.
+    Vsock {
+        /// The guest's address, at least [`CID_MIN`] and less than `u32::MAX`.
+        cid: u32,
+    },
     /// A network card; one descriptor, a tap whose frames have a virtio header of 12 bytes. Comes after all disks.
     Net {
         /// Its address.
@@ -86,6 +124,25 @@ pub enum Device {
         #[serde(default)]
         limits: NetLimits,
     },
+}
+
+/// How large a console is, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConsoleSize {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+impl Default for ConsoleSize {
+    fn default() -> Self {
+        Self {
+            columns: 80,
+            rows: 24,
+        }
+    }
 }
 
 /// An Ethernet address, written as `52:54:00:12:34:56`.
@@ -265,6 +322,15 @@ pub enum ConfigError {
     /// What a guest cannot be told.
     #[error("A network card cannot be told of")]
     Told(#[from] DhcpError),
+    /// The number of a life.
+    #[error("A generation is 32 hexadecimal digits")]
+    Generation,
+    /// The address of a guest.
+    #[error("A guest's address is at least {CID_MIN} and less than 4294967295, not {0}")]
+    Cid(u32),
+    /// More than one of a device that there is one of.
+    #[error("A VM has at most one of this device: {0}")]
+    Twice(&'static str),
     /// Devices in the wrong order.
     #[error("A VM's disks come before its network cards")]
     Order,
@@ -278,7 +344,7 @@ pub enum ConfigError {
 impl Device {
     fn check(&self) -> Result<(), ConfigError> {
         match self {
-            Self::Rng => Ok(()),
+            Self::Rng | Self::Balloon | Self::Console(_) => Ok(()),
             Self::Block {
                 id, queues, chain, ..
             } => {
@@ -292,6 +358,10 @@ impl Device {
                 let has_queues = (1..=DISK_QUEUES_MAX).contains(queues);
                 let fits = is_named && is_plain && has_queues;
                 fits.then_some(()).ok_or(ConfigError::Disk)
+            }
+            Self::Vsock { cid } => {
+                let fits = (CID_MIN..u32::MAX).contains(cid);
+                fits.then_some(()).ok_or(ConfigError::Cid(*cid))
             }
             Self::Net { mac, mtu, told, .. } => {
                 if !(MTU_MIN..=MTU_MAX).contains(mtu) {
@@ -328,6 +398,26 @@ impl VmConfig {
             return Err(ConfigError::Devices(self.devices.len()));
         }
         self.devices.iter().try_for_each(Device::check)?;
+        let is_console = |device: &Device| matches!(device, Device::Console(_));
+        let is_vsock = |device: &Device| matches!(device, Device::Vsock { .. });
+        if self
+            .devices
+            .iter()
+            .filter(|device| is_console(device))
+            .count()
+            > 1
+        {
+            return Err(ConfigError::Twice("console"));
+        }
+        if self
+            .devices
+            .iter()
+            .filter(|device| is_vsock(device))
+            .count()
+            > 1
+        {
+            return Err(ConfigError::Twice("vsock"));
+        }
         let mut is_card = self.devices.iter().map(|d| matches!(d, Device::Net { .. }));
         let mut is_disk = self
             .devices

@@ -16,6 +16,7 @@ pub mod process;
 pub mod protocol;
 pub mod spawn;
 pub mod state;
+pub mod vsock;
 
 mod boot;
 mod devices;
@@ -25,3 +26,8 @@ mod kvm;
 mod machine;
 mod server;
 mod vcpu;
+
+/// What fuzz targets play with; no part of the interface.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use devices::fuzzing;

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use dwcp_jail::{Inheritance, Kind, inherit};
 
 use crate::config::{Boot, ConfigError, Device, DiskFormat, VmConfig};
-use crate::devices::{Backend, Block, ChainDisk, Disk, Net, RawDisk, Rng};
+use crate::devices::{
+    Backend, Balloon, Block, ChainDisk, Console, Disk, Net, RawDisk, Rng, Terminal, Vsock,
+};
 use crate::end::GuestEnd;
 use crate::filters;
 use crate::machine::{BuildError, Machine, Parts};
@@ -24,8 +26,12 @@ enum StartError {
     Config(#[from] ConfigError),
     #[error("Descriptor {number}, {name}, is missing: this program is started by dwcp-launch")]
     Missing { number: usize, name: &'static str },
+    #[error("The process could not make an event")]
+    Event(#[source] std::io::Error),
     #[error("A disk cannot be used")]
     Disk(#[source] std::io::Error),
+    #[error("The sockets for a guest's connections cannot be used")]
+    Vsock(#[source] std::io::Error),
     #[error("A tap cannot be used")]
     Tap(#[source] std::io::Error),
     #[error(transparent)]
@@ -82,8 +88,10 @@ fn start(inheritance: Inheritance) -> Result<Server, StartError> {
         }
         Boot::Incoming | Boot::Shell => None,
     };
-    let backends = backends(&config, &mut given)?;
-    let mut machine = Machine::build(config, parts, backends, inheritance.last_words)?;
+    let terminal = Terminal::new().map_err(StartError::Event)?;
+    let backends = backends(&config, &mut given, &terminal)?;
+    let last_words = inheritance.last_words;
+    let mut machine = Machine::build(config, parts, terminal, backends, last_words)?;
     // From here on what is read was made by somebody else.
     filters::confine_event_loop(inheritance.last_words)?;
     if let Some((kernel, initrd)) = files {
@@ -93,10 +101,15 @@ fn start(inheritance: Inheritance) -> Result<Server, StartError> {
 }
 
 /// What each device of the VM is.
-fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>>, StartError> {
+fn backends(
+    config: &VmConfig,
+    given: &mut Given,
+    terminal: &Terminal,
+) -> Result<Vec<Box<dyn Backend>>, StartError> {
     let mut make = |device: &Device| -> Result<Box<dyn Backend>, StartError> {
         Ok(match device {
             Device::Rng => Box::new(Rng),
+            Device::Balloon => Box::new(Balloon::default()),
             Device::Block {
                 id,
                 read_only,
@@ -106,6 +119,13 @@ fn backends(config: &VmConfig, given: &mut Given) -> Result<Vec<Box<dyn Backend>
             } => {
                 let disk = disk(chain, *read_only, given)?;
                 Box::new(Block::new(disk, id, *read_only, *queues, *limits))
+            }
+            Device::Console(size) => Box::new(Console::new(*size, terminal)),
+            Device::Vsock { cid } => {
+                let listener = given.next("a socket for programs to connect to")?;
+                let control = given.next("a socket to ask for connections over")?;
+                let vsock = Vsock::new(*cid, listener, control);
+                Box::new(vsock.map_err(StartError::Vsock)?)
             }
             Device::Net {
                 mac,

@@ -58,12 +58,22 @@ pub enum Request {
         /// False presses the ACPI power button; true ends the process.
         force: bool,
     },
-    /// Attaches to the serial console; the reply carries one end of a socket pair of raw bytes, scrollback first.
+    /// Attaches to the guest's console; the reply carries one end of a socket pair of raw bytes, scrollback first.
+    ///
+    /// What the guest says on its serial port and on its virtio console comes in one stream. What is typed goes to the
+    /// virtio console while its driver is ready and has given room for input, and to the serial port otherwise.
     Console,
     /// What a device stands on has changed: a disk has another size.
     Refresh {
         /// Its name in the status.
         device: String,
+    },
+    /// The guest shall give up memory, or have it back: the balloon's target. How far it is, its status says.
+    Balloon {
+        /// Its name in the status.
+        device: String,
+        /// Pages of 4096 bytes, less than the guest has.
+        pages: u32,
     },
     /// Begins to log which pages change, and marks every page that is there: its consumer has none of them.
     DirtyStart,
@@ -159,7 +169,10 @@ pub struct Status {
     pub memory_bytes: u64,
     /// Exits to this process so far, per vCPU.
     pub exits: Vec<u64>,
-    /// Bytes that the guest wrote to its serial port so far.
+    /// Time that each vCPU had a CPU so far, in the guest and outside, in nanoseconds.
+    #[serde(default)]
+    pub cpu_ns: Vec<u64>,
+    /// Bytes that the guest wrote to its serial port and its virtio console so far.
     pub serial_bytes: u64,
     /// Its virtio devices, in the order of the configuration.
     #[serde(default)]
@@ -182,4 +195,17 @@ pub struct DeviceStatus {
     pub errors: u64,
     /// Whether it waits for its driver to reset it, because the driver broke the specification.
     pub needs_reset: bool,
+    /// How full it is, if it is a balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonStatus>,
+}
+
+/// How full a balloon is, in pages of 4096 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatus {
+    /// What the guest was asked to give up.
+    pub target_pages: u32,
+    /// What it says that it has given up; whatever it says, memory that it gave up is the host's again.
+    pub actual_pages: u32,
 }

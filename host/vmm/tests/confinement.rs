@@ -6,9 +6,14 @@
 
 mod common;
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+
 use common::{Bed, DEADLINE, Serial, has_kvm};
+use dwcp_vmm::config::{ConsoleSize, Device};
 use dwcp_vmm::spawn::Spawned;
 use nix::sys::ptrace;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -35,8 +40,24 @@ fn take_over(thread: Pid, call: libc::c_long) {
     ptrace::detach(thread, None).unwrap();
 }
 
+/// A bed whose guests have every device that needs nothing but sockets.
+fn bed() -> Bed {
+    let mut bed = Bed::new(32);
+    let listener = UnixListener::bind(bed.directory.path().join("vsock")).unwrap();
+    let kind = SockType::SeqPacket;
+    let (control, _) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    bed.devices = vec![
+        Device::Rng,
+        Device::Balloon,
+        Device::Console(ConsoleSize::default()),
+        Device::Vsock { cid: 3 },
+    ];
+    bed.disks = vec![OwnedFd::from(listener).into(), control.into()];
+    bed
+}
+
 fn dies_of(thread_name: &str, call: libc::c_long, words: &str) {
-    let (bed, other_bed) = (Bed::new(32), Bed::new(32));
+    let (bed, other_bed) = (bed(), Bed::new(32));
     let vmm = bed.fresh("fill_mib=8 ws_mib=1");
     let other = other_bed.fresh("fill_mib=8 ws_mib=1");
     vmm.client().unwrap().run(1).unwrap();
@@ -68,6 +89,21 @@ fn a_vcpu_thread_cannot_make_sockets() {
 fn a_vcpu_thread_cannot_even_receive() {
     if has_kvm("a_vcpu_thread_cannot_even_receive") {
         dies_of("vcpu-0", libc::SYS_recvmsg, "seccomp: recvmsg");
+    }
+}
+
+#[test]
+fn a_devices_thread_can_only_do_what_its_device_is_for() {
+    if !has_kvm("a_devices_thread_can_only_do_what_its_device_is_for") {
+        return;
+    }
+    for (thread, call, words) in [
+        ("rng-1", libc::SYS_sendto, "seccomp: sendto"),
+        ("balloon-2", libc::SYS_write, "seccomp: write"),
+        ("console-3", libc::SYS_fallocate, "seccomp: fallocate"),
+        ("vsock-4", libc::SYS_connect, "seccomp: connect"),
+    ] {
+        dies_of(thread, call, words);
     }
 }
 

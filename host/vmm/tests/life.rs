@@ -17,6 +17,7 @@ fn the_guest_boots_and_ticks_in_32_mib() {
         return;
     }
     let bed = Bed::new(32);
+    let started = std::time::Instant::now();
     let vmm = bed.fresh("fill_mib=16 ws_mib=4 rate=1000 verify=2");
     let mut client = vmm.client().unwrap();
     assert_eq!(client.status().unwrap().phase, Phase::Idle);
@@ -32,6 +33,9 @@ fn the_guest_boots_and_ticks_in_32_mib() {
         (Phase::Running, 1, 1)
     );
     assert!(status.exits[0] > 0 && status.serial_bytes > 0);
+    // It has worked meanwhile, and no CPU gives more time than there was.
+    let passed_ns = started.elapsed().as_nanos() as u64;
+    assert!((1..=passed_ns).contains(&status.cpu_ns[0]), "{status:?}");
 }
 
 #[test]

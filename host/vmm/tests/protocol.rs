@@ -30,6 +30,13 @@ fn messages_have_the_form_that_is_agreed_on() {
             json!({"stop": {"force": true}}),
         ),
         (Request::Console, json!("console")),
+        (
+            Request::Balloon {
+                device: "balloon-3".into(),
+                pages: 9,
+            },
+            json!({"balloon": {"device": "balloon-3", "pages": 9}}),
+        ),
         (Request::DirtyStart, json!("dirty-start")),
         (Request::DirtyHarvest, json!("dirty-harvest")),
         (Request::DirtyStop, json!("dirty-stop")),
@@ -47,6 +54,7 @@ fn messages_have_the_form_that_is_agreed_on() {
         vcpus: 1,
         memory_bytes: 1 << 25,
         exits: vec![5],
+        cpu_ns: vec![7],
         serial_bytes: 6,
         devices: Vec::new(),
     };
@@ -62,7 +70,7 @@ fn messages_have_the_form_that_is_agreed_on() {
         (
             Reply::Status(status),
             json!({"status": {"phase": "paused", "epoch": 3, "vcpus": 1, "memory_bytes": 33_554_432,
-                "exits": [5], "serial_bytes": 6, "devices": []}}),
+                "exits": [5], "cpu_ns": [7], "serial_bytes": 6, "devices": []}}),
         ),
         (
             Reply::Refused {
@@ -111,6 +119,15 @@ fn a_configuration_is_read_and_its_ranges_are_checked() {
         ),
         ("boot", json!("warm")),
         ("kernel", json!("/boot/vmlinuz")),
+        ("generation", json!("00112233445566778899aabbccddeef")),
+        ("generation", json!("+0112233445566778899aabbccddeeff")),
+        ("devices", json!([{"vsock": {"cid": 2}}])),
+        ("devices", json!([{"vsock": {"cid": u32::MAX}}])),
+        (
+            "devices",
+            json!([{"vsock": {"cid": 3}}, {"vsock": {"cid": 4}}]),
+        ),
+        ("devices", json!([{"console": {}}, {"console": {}}])),
     ] {
         let mut config = config();
         config[key] = bad;
@@ -127,6 +144,17 @@ proptest! {
         changed[at] = bytes.first().copied().unwrap_or(0);
         let _ = VmConfig::parse(&changed);
     }
+}
+
+#[test]
+fn devices_and_generation_have_the_form_that_is_agreed_on() {
+    let mut config = config();
+    config["generation"] = json!("00112233445566778899aabbccddeeff");
+    config["devices"] =
+        json!(["rng", "balloon", {"console": {"columns": 80, "rows": 24}}, {"vsock": {"cid": 3}}]);
+    assert_eq!(to_value(parse(&config).unwrap()).unwrap(), config);
+    config["devices"][2] = json!({"console": {}});
+    assert!(parse(&config).is_ok());
 }
 
 #[test]

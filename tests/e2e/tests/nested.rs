@@ -65,9 +65,18 @@ fn linux_boots_is_moved_hears_its_button_and_powers_off() {
     let disk = said.after(wrote, "INNER disk of 8192 sectors, named disk-0");
     let inner = said.after(disk, "INNER entropy: 256 bytes");
 
+    // Its second console speaks and listens, and it talks with its host over vsock, whoever begins.
+    let says = said.after(inner, "INNER says this on its second console");
+    let size = said.after(says, "INNER second console: 24 80");
+    let reads = said.after(size, "INNER reads: typed on the console");
+    let sent = said.after(reads, "vsock-echo: had back 1000000 bytes");
+    said.after(sent, "boot-once: the guest sent back 1048576 bytes");
+    let inner = said.after(sent, "vsock-echo: sent back 1048576 bytes");
+
     // It is moved, and goes on in the other process.
     let ready = said.after(inner, "INNER ready to be moved");
     let moved = said.after(ready, "boot-once: moved, ");
+    said.after(moved, "boot-once: the balloon has 10000 pages");
     let on = said.after(moved, "INNER waits for the button");
 
     // It hears the button; its clock went forwards; its memory came along; both CPUs work.
@@ -76,7 +85,13 @@ fn linux_boots_is_moved_hears_its_button_and_powers_off() {
     let (before, after) = uptimes(&said.0[clock].text);
     assert!(before < after, "the clock went from {before} to {after}");
     let same = said.after(clock, "INNER memory is the same");
-    let same = said.after(same, "INNER disk is the same");
+    // There it has less memory, connects again, and was told that it is another one.
+    let free = said.after(same, "INNER free memory before and after: ");
+    let (before, after) = free_kib(&said.0[free].text);
+    assert!(after + 30_000 < before, "{before} KiB, then {after} KiB");
+    let sent = said.after(free, "vsock-echo: had back 300000 bytes");
+    let told = said.after(sent, "INNER generation: \\_SB_.VGEN, told 1 times");
+    let same = said.after(told, "INNER disk is the same");
     let same = said.after(same, "INNER writes after the move");
     let first = said.after(same, "INNER works on CPU 0");
     let second = said.after(first, "INNER works on CPU 1");
@@ -149,6 +164,14 @@ fn uptimes(line: &str) -> (f64, f64) {
     (number(), after)
 }
 
+/// The two numbers of a line before its unit, in KiB.
+fn free_kib(line: &str) -> (u64, u64) {
+    let mut words = line.rsplit(' ').skip(1);
+    let mut number = || words.next().unwrap().parse().unwrap();
+    let after = number();
+    (number(), after)
+}
+
 /// The initramfs of the emulated machine: our programs, and all that the guest in it boots from.
 fn outer(needs: &Needs, scratch: &std::path::Path) -> anyhow::Result<Vec<u8>> {
     let mut archive = Initramfs::new();
@@ -166,29 +189,36 @@ fn outer(needs: &Needs, scratch: &std::path::Path) -> anyhow::Result<Vec<u8>> {
         archive.program(&format!("modules/{name}.ko"), &needs.module(path)?);
     }
     archive.program("vmlinuz", &std::fs::read(needs.kernel())?);
-    archive.program("inner", &inner(needs)?);
+    archive.program("inner", &inner(needs, scratch)?);
     let worker = needs::program("dwcp-linux-worker", scratch)?;
     archive.program("worker", &Initramfs::of_worker(&worker));
     Ok(archive.finish())
 }
 
 /// The guest's own initramfs.
-fn inner(needs: &Needs) -> anyhow::Result<Vec<u8>> {
+fn inner(needs: &Needs, scratch: &std::path::Path) -> anyhow::Result<Vec<u8>> {
     let mut archive = Initramfs::new();
     archive.program("init", include_bytes!("nested/inner-init.sh"));
     archive.program("bin/busybox", &needs.busybox);
     archive.program("button.ko", &needs.module("drivers/acpi/button.ko")?);
+    let echo = needs::program("examples/vsock-echo", scratch)?;
+    archive.program("bin/vsock-echo", &echo);
     archive.directory("modules");
     for (name, path) in [
-        ("virtio", "virtio/virtio.ko"),
-        ("virtio_ring", "virtio/virtio_ring.ko"),
-        ("virtio_pci_modern_dev", "virtio/virtio_pci_modern_dev.ko"),
-        ("virtio_pci_legacy_dev", "virtio/virtio_pci_legacy_dev.ko"),
-        ("virtio_pci", "virtio/virtio_pci.ko"),
-        ("virtio_blk", "block/virtio_blk.ko"),
-        ("virtio-rng", "char/hw_random/virtio-rng.ko"),
+        ("virtio", "drivers/virtio"),
+        ("virtio_ring", "drivers/virtio"),
+        ("virtio_pci_modern_dev", "drivers/virtio"),
+        ("virtio_pci_legacy_dev", "drivers/virtio"),
+        ("virtio_pci", "drivers/virtio"),
+        ("virtio_blk", "drivers/block"),
+        ("virtio-rng", "drivers/char/hw_random"),
+        ("virtio_balloon", "drivers/virtio"),
+        ("virtio_console", "drivers/char"),
+        ("vsock", "net/vmw_vsock"),
+        ("vmw_vsock_virtio_transport_common", "net/vmw_vsock"),
+        ("vmw_vsock_virtio_transport", "net/vmw_vsock"),
     ] {
-        let module = needs.module(&format!("drivers/{path}"))?;
+        let module = needs.module(&format!("{path}/{name}.ko"))?;
         archive.program(&format!("modules/{name}.ko"), &module);
     }
     Ok(archive.finish())

@@ -1,12 +1,12 @@
-//! The ACPI tables: processors and interrupts (MADT), power management (FADT), soft-off, the serial port and PCI (DSDT).
+//! The ACPI tables: processors and interrupts (MADT), power management (FADT), soft-off, the serial port, PCI, and the
+//! number of the machine's life (DSDT).
 //!
 //! Ports follow what QEMU's q35 machine has, soft-off included (`0x2000` to port 0x604), so that a small kernel without
 //! ACPI can power off too. Source: ACPI specification 6.5, chapters 5 and 19.
 
-use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package,
-    ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Method, Name, Notify,
+    Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -14,6 +14,7 @@ use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
 use dwcp_memory::GuestMemory;
 use dwcp_memory::vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -28,6 +29,8 @@ pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_CONTROL_PORT: u16 = 0x604;
 /// Line of the system control interrupt, level-triggered.
 pub const SCI_LINE: u8 = 9;
+/// Line of the interrupt that tells of another generation, edge-triggered.
+pub const GENERATION_LINE: u8 = 5;
 /// Where a guest resets the machine, by writing [`RESET_VALUE`].
 pub const RESET_PORT: u16 = 0xcf9;
 /// What to write to [`RESET_PORT`].
@@ -68,7 +71,7 @@ impl Room<'_> {
     fn put(&mut self, table: &[u8]) -> Result<GuestAddress, GuestMemoryError> {
         let at = self.next;
         let end = at.0 + table.len() as u64;
-        debug_assert!(end <= place::HIGH_START.0);
+        debug_assert!(end <= place::GENERATION.0);
         self.memory.ram().write_slice(table, at)?;
         self.next = GuestAddress(end.next_multiple_of(16));
         Ok(at)
@@ -106,8 +109,43 @@ fn dsdt() -> Sdt {
     let resources = ResourceTemplate::new(vec![&buses, &ports, &windows]);
     let resources = Name::new("_CRS".into(), &resources);
     let pci = Device::new("PCI0".into(), vec![&hid, &uid, &resources]);
-    dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), vec![&serial, &pci])));
+    let mut devices = bytes(&serial);
+    devices.extend(bytes(&pci));
+    devices.extend(generation());
+    let devices = Made(devices);
+    dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), vec![&devices])));
     dsdt
+}
+
+/// Where the number of the machine's life lies, and the device whose interrupt tells of another one (ACPI 6.5, 5.6.9).
+fn generation() -> Vec<u8> {
+    let place = place::GENERATION.0;
+    let (low, high) = (place as u32, (place >> 32) as u32);
+    let hid = Name::new("_HID".into(), &"VMGENCTR");
+    let cid = Name::new("_CID".into(), &"VM_Gen_Counter");
+    let name = Name::new("_DDN".into(), &"VM_Gen_Counter");
+    let place = Name::new("ADDR".into(), &Package::new(vec![&low, &high]));
+    let number = Device::new("VGEN".into(), vec![&hid, &cid, &name, &place]);
+    let hid = Name::new("_HID".into(), &"ACPI0013");
+    let uid = Name::new("_UID".into(), &ZERO);
+    let interrupt = Interrupt::new(true, true, false, false, GENERATION_LINE.into());
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt]));
+    let number_path = Path::new("\\_SB_.VGEN");
+    let changed = Notify::new(&number_path, &0x80u8);
+    let event = Method::new("_EVT".into(), 1, true, vec![&changed]);
+    let events = Device::new("GED_".into(), vec![&hid, &uid, &resources, &event]);
+    let mut both = bytes(&number);
+    both.extend(bytes(&events));
+    both
+}
+
+/// What was made before.
+struct Made(Vec<u8>);
+
+impl Aml for Made {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
 }
 
 fn fadt(facs: GuestAddress, dsdt: GuestAddress) -> acpi_tables::fadt::FADT {

@@ -16,7 +16,10 @@ use std::fs::File;
 use dwcp_memory::GuestMemory;
 use dwcp_memory::vm_memory::{Bytes, GuestAddress};
 
-pub use acpi::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_LINE};
+pub use acpi::{
+    GENERATION_LINE, PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_LINE,
+};
+pub use place::GENERATION;
 pub use registers::prepare as prepare_vcpu;
 
 use image::Image;

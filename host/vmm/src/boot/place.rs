@@ -24,5 +24,7 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 pub const LOW_END: GuestAddress = GuestAddress(0x9_fc00);
 /// ACPI tables: the RSDP first, where an operating system without other help would look for it.
 pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
-/// End of the room for ACPI tables, and where RAM begins again.
+/// The number of the machine's life, 16 bytes in a page of its own behind the tables.
+pub const GENERATION: GuestAddress = GuestAddress(0xf_f000);
+/// Behind the ACPI tables and the page after them, where RAM begins again.
 pub const HIGH_START: GuestAddress = GuestAddress(0x10_0000);

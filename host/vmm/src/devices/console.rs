@@ -1,17 +1,38 @@
-//! Serial output on its way from a vCPU to the log and to consoles.
+//! The guest's output on its way to the log and to consoles, from the serial port and the virtio console alike.
 //!
-//! The vCPU only appends here; the event loop takes everything at once. When the loop is late for longer than the
+//! A vCPU or a device only appends here; the event loop takes everything at once. When the loop is late for longer than the
 //! buffer lasts, the oldest bytes are lost and counted: the guest never waits.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::virtio::Typed;
+
 /// Output that may wait for the event loop, in bytes.
-const OUTPUT_BYTES_MAX: usize = 64 << 10;
+pub const OUTPUT_BYTES_MAX: usize = 64 << 10;
+
+/// Where all of the guest's consoles end.
+#[derive(Debug, Clone)]
+pub struct Terminal {
+    /// What the guest says.
+    pub output: Arc<ConsoleBuffer>,
+    /// What is typed for its virtio console.
+    pub typed: Arc<Typed>,
+}
+
+impl Terminal {
+    /// With nothing said and nothing typed.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            output: Arc::new(ConsoleBuffer::new()?),
+            typed: Arc::new(Typed::new()?),
+        })
+    }
+}
 
 /// The buffer, and the event that wakes the loop.
 #[derive(Debug)]

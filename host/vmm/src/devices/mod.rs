@@ -4,6 +4,7 @@
 //! that nobody owns read as all ones and swallow what is written.
 
 mod console;
+mod generation;
 mod ioapic;
 mod pci;
 mod power;
@@ -13,16 +14,22 @@ mod virtio;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-pub use console::ConsoleBuffer;
+pub use console::{ConsoleBuffer, OUTPUT_BYTES_MAX, Terminal};
+pub use generation::GenerationId;
 pub use ioapic::{IO_APIC_ADDRESS, IoApic, IoApicState, IrqLine};
 pub use pci::{CONFIG_ADDRESS_PORT, FUNCTIONS_MAX, PciBus, SPACE_LAST, SPACE_START, window_of};
 pub use power::{Power, PowerState};
 pub use serial::{SERIAL_LINE, SERIAL_PORT, SerialPort, SerialRegisters};
+#[cfg(feature = "fuzzing")]
+pub use virtio::fuzzing;
 pub use virtio::{
-    Backend, Block, ChainDisk, DeviceError, Disk, Function, FunctionState, Net, Order, RawDisk, Rng,
+    Backend, Balloon, Block, ChainDisk, Console, DeviceError, Disk, Function, FunctionState, Kind,
+    Net, Order, RawDisk, Rng, Vsock,
 };
 
-use crate::boot::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_LINE};
+use crate::boot::{
+    GENERATION_LINE, PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_LINE,
+};
 use crate::end::GuestEnd;
 use crate::kvm::Vm;
 use pci::{CONFIG_DATA_LAST, CONFIG_DATA_PORT};
@@ -41,7 +48,9 @@ pub struct Devices {
     pub serial: SerialPort,
     /// Power button and soft-off.
     pub power: Power,
-    /// Where both interrupt.
+    /// Which life of the machine this is.
+    pub generation: GenerationId,
+    /// Where all three interrupt.
     pub ioapic: Arc<IoApic>,
     /// Where all other devices are.
     pub pci: PciBus,
@@ -50,11 +59,13 @@ pub struct Devices {
 impl Devices {
     /// Makes the devices of `vm`; serial output goes to `console`, and `pci` has the functions that it was asked for.
     pub fn new(vm: Arc<Vm>, console: Arc<ConsoleBuffer>, pci: PciBus) -> Arc<Self> {
+        let memory = Arc::clone(vm.memory());
         let ioapic = IoApic::new(vm);
         let line = |pin: u8| IrqLine::new(&ioapic, pin.into());
         Arc::new(Self {
             serial: SerialPort::new(line(SERIAL_LINE), console),
             power: Power::new(line(SCI_LINE)),
+            generation: GenerationId::new(memory, line(GENERATION_LINE)),
             ioapic,
             pci,
         })

@@ -101,7 +101,7 @@ impl Vm {
     }
 
     /// The guest's RAM.
-    pub fn memory(&self) -> &GuestMemory {
+    pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 

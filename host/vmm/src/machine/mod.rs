@@ -15,9 +15,10 @@ use dwcp_memory::{DirtyBitmap, GuestMemory, open_page_map};
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::boot::{self, BootError, Entry, Fresh};
-use crate::config::{Boot, VmConfig};
+use crate::config::{Boot, Generation, VmConfig};
 use crate::devices::{
-    Backend, ConsoleBuffer, DeviceError, Devices, Function, Order, PciBus, SerialPort, window_of,
+    Backend, ConsoleBuffer, DeviceError, Devices, Function, Kind as DeviceKind, Order, PciBus,
+    Terminal, window_of,
 };
 use crate::end::EndNotice;
 use crate::kvm::{KvmError, Vm};
@@ -36,7 +37,7 @@ pub struct Machine {
     devices: Arc<Devices>,
     vcpus: Vec<Vcpu>,
     bitmap: DirtyBitmap,
-    console: Arc<ConsoleBuffer>,
+    terminal: Terminal,
     end: Arc<EndNotice>,
     pause: Arc<AtomicBool>,
     phase: Phase,
@@ -84,7 +85,7 @@ pub enum BuildError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// An event descriptor.
-    #[error("The process could not make an event")]
+    #[error("The process could not make an event, or got no random number")]
     Event(#[from] std::io::Error),
 }
 
@@ -159,6 +160,9 @@ pub enum RequestError {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] dwcp_memory::MemoryError),
+    /// A place in guest memory that every guest has.
+    #[error("The guest's memory could not be written")]
+    Write(#[from] dwcp_memory::vm_memory::GuestMemoryError),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -168,6 +172,12 @@ pub enum RequestError {
     /// No such device.
     #[error("This VM has no device {0}")]
     NoDevice(String),
+    /// A device that gives up no memory.
+    #[error("Device {0} is no balloon")]
+    NoBalloon(String),
+    /// More than the guest has.
+    #[error("This guest has {0} pages of memory: ask for fewer")]
+    TooManyPages(u64),
     /// The device state could not be handed over.
     #[error("The device state could not be handed over")]
     HandOver(#[from] std::io::Error),
@@ -178,6 +188,7 @@ impl Machine {
     pub fn build(
         config: VmConfig,
         parts: Parts,
+        terminal: Terminal,
         backends: Vec<Box<dyn Backend>>,
         last_words: LastWords,
     ) -> Result<Self, BuildError> {
@@ -198,12 +209,11 @@ impl Machine {
             tsc_khz = first.get_tsc_khz().unwrap_or(0);
         }
         let vm = Arc::new(vm);
-        let console = Arc::new(ConsoleBuffer::new()?);
         let end = Arc::new(EndNotice::new()?);
         let pause = Arc::new(AtomicBool::new(true));
         let functions = functions(backends, &vm, last_words)?;
         let pci = PciBus::new(functions);
-        let devices = Devices::new(Arc::clone(&vm), Arc::clone(&console), pci);
+        let devices = Devices::new(Arc::clone(&vm), Arc::clone(&terminal.output), pci);
         vcpu::install_handler()?;
         let shared = Shared {
             vm: Arc::clone(&vm),
@@ -229,7 +239,7 @@ impl Machine {
             devices,
             vcpus,
             bitmap,
-            console,
+            terminal,
             end,
             pause,
             phase: Phase::Idle,
@@ -255,6 +265,12 @@ impl Machine {
             tsc_khz: self.tsc_khz,
         };
         let entry: Entry = boot::load(fresh, self.vm.memory())?;
+        let generation = match self.config.generation {
+            Some(generation) => generation,
+            None => random()?,
+        };
+        let begun = self.devices.generation.begin(generation);
+        begun.map_err(BootError::from)?;
         let mut entry = Some(entry);
         for (index, vcpu) in (0..).zip(&self.vcpus) {
             let cpuid = self.vm.features().for_vcpu(index, self.config.vcpus);
@@ -263,19 +279,30 @@ impl Machine {
         Ok(())
     }
 
-    /// Serial output, and the event that tells of it.
+    /// What the guest says, and the event that tells of it.
     pub fn console(&self) -> &Arc<ConsoleBuffer> {
-        &self.console
+        &self.terminal.output
+    }
+
+    /// How many bytes of input the guest would take now.
+    pub fn input_room(&self) -> usize {
+        let virtio = self.terminal.typed.room();
+        virtio.unwrap_or_else(|| self.devices.serial.room())
+    }
+
+    /// Gives the guest input: by its virtio console if that takes any, or else by the serial port.
+    pub fn input(&self, bytes: &[u8]) {
+        match self.terminal.typed.room() {
+            Some(_) => self.terminal.typed.add(bytes),
+            None => {
+                self.devices.serial.input(bytes);
+            }
+        }
     }
 
     /// Where the end of the guest is told.
     pub fn end(&self) -> &Arc<EndNotice> {
         &self.end
-    }
-
-    /// The serial port, for input.
-    pub fn serial(&self) -> &SerialPort {
-        &self.devices.serial
     }
 
     /// How it is.
@@ -287,7 +314,8 @@ impl Machine {
             vcpus: self.config.vcpus,
             memory_bytes: self.config.memory_bytes,
             exits: self.vcpus.iter().map(Vcpu::exits).collect(),
-            serial_bytes: self.console.written(),
+            cpu_ns: self.vcpus.iter().map(Vcpu::cpu_ns).collect(),
+            serial_bytes: self.terminal.output.written(),
             devices: functions.map(Function::status).collect(),
         }
     }
@@ -332,13 +360,31 @@ impl Machine {
 
     /// Has a device look whether what it stands on has changed.
     pub fn refresh(&self, device: &str) -> Result<(), RequestError> {
-        let mut functions = self.devices.pci.functions().iter();
-        let function = functions
-            .find(|function| function.name() == device)
-            .ok_or_else(|| RequestError::NoDevice(device.to_owned()))?;
-        let refreshed = function.worker().order(Order::Refresh);
+        let refreshed = self.function(device)?.worker().order(Order::Refresh);
         refreshed.map_err(DeviceError::from)?;
         Ok(())
+    }
+
+    /// Has the guest give up so many pages by a balloon.
+    pub fn aim(&self, device: &str, pages: u32) -> Result<(), RequestError> {
+        let function = self.function(device)?;
+        if function.kind() != DeviceKind::Balloon {
+            return Err(RequestError::NoBalloon(device.to_owned()));
+        }
+        let all = self.vm.memory().size().pages();
+        if u64::from(pages) >= all {
+            return Err(RequestError::TooManyPages(all));
+        }
+        let aimed = function.worker().order(Order::Aim(pages));
+        aimed.map_err(DeviceError::from)?;
+        Ok(())
+    }
+
+    fn function(&self, name: &str) -> Result<&Function, RequestError> {
+        let mut functions = self.devices.pci.functions().iter();
+        functions
+            .find(|function| function.name() == name)
+            .ok_or_else(|| RequestError::NoDevice(name.to_owned()))
     }
 
     /// Presses the power button.
@@ -419,6 +465,17 @@ impl Machine {
             action,
         }
     }
+}
+
+/// The number of a life that was never lived.
+fn random() -> std::io::Result<Generation> {
+    let mut bytes = [0; 16];
+    // SAFETY: the buffer is ours, and as long as is said.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(got) != Ok(bytes.len()) {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(Generation(bytes))
 }
 
 /// The PCI functions in the order of their slots; slot 0 is the bridge's.

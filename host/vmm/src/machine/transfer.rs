@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Boot, Machine, Phase, RequestError};
+use crate::config::Generation;
 use crate::devices::{FunctionState, IoApicState, PowerState, SerialRegisters};
 use crate::kvm::{MachineState, VcpuState};
 use crate::state::{StateReader, StateWriter};
@@ -13,6 +14,7 @@ const VCPU_VERSION: u32 = 1;
 const IO_APIC_VERSION: u32 = 1;
 const SERIAL_VERSION: u32 = 1;
 const POWER_VERSION: u32 = 1;
+const GENERATION_VERSION: u32 = 1;
 const PCI_VERSION: u32 = 1;
 const DEVICE_VERSION: u32 = 1;
 
@@ -38,6 +40,8 @@ impl Machine {
         state.put("ioapic", IO_APIC_VERSION, &self.devices.ioapic.save())?;
         state.put("serial", SERIAL_VERSION, &self.devices.serial.save())?;
         state.put("power", POWER_VERSION, &self.devices.power.save())?;
+        let generation = self.devices.generation.save();
+        state.put("generation", GENERATION_VERSION, &generation)?;
         let pci = &self.devices.pci;
         state.put("pci", PCI_VERSION, &pci.address())?;
         for function in pci.functions() {
@@ -72,6 +76,7 @@ impl Machine {
         let ioapic: IoApicState = state.take("ioapic", IO_APIC_VERSION)?;
         let serial: SerialRegisters = state.take("serial", SERIAL_VERSION)?;
         let power: PowerState = state.take("power", POWER_VERSION)?;
+        let generation: Generation = state.take("generation", GENERATION_VERSION)?;
         let address: u32 = state.take("pci", PCI_VERSION)?;
         let functions = self.devices.pci.functions();
         let devices = functions
@@ -93,6 +98,9 @@ impl Machine {
         for (function, state) in functions.iter().zip(devices) {
             function.load(state)?;
         }
+        // After vCPUs and lines: it may interrupt.
+        let wanted = self.config.generation;
+        self.devices.generation.load(generation, wanted)?;
         self.phase = Phase::Loaded;
         Ok(())
     }

@@ -66,6 +66,7 @@ impl Server {
                 Ok((Reply::Console, Some(fd)))
             }
             Request::Refresh { device } => machine.refresh(&device).and(done),
+            Request::Balloon { device, pages } => machine.aim(&device, pages).and(done),
             Request::DirtyStart => machine.dirty_start().and(done),
             Request::DirtyHarvest => {
                 let pages = machine.dirty_harvest()?;

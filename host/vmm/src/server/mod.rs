@@ -1,4 +1,4 @@
-//! The event loop: control connections, the serial port's output and input, and the end of the guest.
+//! The event loop: control connections, what the guest says and what is typed for it, and the end of the guest.
 //!
 //! One thread serves everything in turn. What may take long is bounded: a client that stops in the middle of a message
 //! is dropped after [`MESSAGE_TIMEOUT`], a console that does not read loses bytes.
@@ -110,7 +110,7 @@ impl Server {
         let wanted = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let end = std::sync::Arc::clone(self.machine.end());
         let console = std::sync::Arc::clone(self.machine.console());
-        let has_room = self.machine.serial().room() > 0;
+        let has_room = self.machine.input_room() > 0;
         let mut fds = vec![wanted(end.event()), wanted(self.listener.as_fd())];
         fds.extend(
             self.connections
@@ -174,11 +174,11 @@ impl Server {
                 self.consoles.detach(*at);
                 continue;
             }
-            let room = self.machine.serial().room();
+            let room = self.machine.input_room();
             if room > 0
                 && let Some(input) = self.consoles.read(*at, room)
             {
-                self.machine.serial().input(&input);
+                self.machine.input(&input);
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_guest::Tick;
 use dwcp_memory::MemorySize;
-use dwcp_vmm::config::{Boot, Device, VmConfig};
+use dwcp_vmm::config::{Boot, Device, Generation, VmConfig};
 use dwcp_vmm::spawn::{GuestFiles, Plan, Spawned, spawn};
 
 /// One generous deadline for everything that must happen at all.
@@ -29,6 +29,8 @@ pub struct Bed {
     pub directory: tempfile::TempDir,
     pub guest: GuestFiles,
     pub vcpus: u8,
+    /// The generation of every guest here.
+    pub generation: Option<Generation>,
     /// Devices of every guest here.
     pub devices: Vec<Device>,
     /// What they need, in their order.
@@ -44,6 +46,7 @@ impl Bed {
             directory: tempfile::tempdir().unwrap(),
             guest: GuestFiles::new(MemorySize::mib(mib).unwrap()).unwrap(),
             vcpus: 1,
+            generation: None,
             devices: Vec::new(),
             disks: Vec::new(),
             runs: std::cell::Cell::default(),
@@ -57,6 +60,7 @@ impl Bed {
             vcpus: self.vcpus,
             memory_bytes: self.guest.size.bytes(),
             boot,
+            generation: self.generation,
             devices: self.devices.clone(),
         }
     }
@@ -113,6 +117,7 @@ impl Bed {
             directory: tempfile::tempdir().unwrap(),
             guest: GuestFiles::new(self.guest.size).unwrap(),
             vcpus: self.vcpus,
+            generation: self.generation,
             devices: self.devices.clone(),
             disks: self
                 .disks

@@ -139,6 +139,7 @@ pub fn config(id: &str, cmdline: &str) -> VmConfig {
             cmdline: cmdline.to_owned(),
             initrd: false,
         },
+        generation: None,
         devices: Vec::new(),
     }
 }

@@ -5,7 +5,8 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
 $b mount -t devtmpfs dev /dev
 $b insmod /button.ko
-for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk virtio-rng; do
+for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk virtio-rng \
+	virtio_balloon virtio_console vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do
 	$b insmod /modules/$module.ko
 done
 echo "INNER up: $($b nproc) CPUs, Linux $($b uname -r)"
@@ -19,6 +20,18 @@ echo "INNER wrote $($b sha256sum </data | $b head -c 64)"
 echo "INNER disk of $($b cat /sys/block/vda/size) sectors, named $($b cat /sys/block/vda/serial)"
 $b dd if=/dev/hwrng of=/random bs=256 count=1 2>/dev/null
 echo "INNER entropy: $($b wc -c </random) bytes"
+$b stty -F /dev/hvc0 -echo
+echo "INNER says this on its second console" >/dev/hvc0
+echo "INNER second console: $($b stty -F /dev/hvc0 size)"
+{
+	echo "INNER waits for a line" >/dev/hvc0
+	read -r line
+	echo "INNER reads: $line"
+} </dev/hvc0
+/bin/vsock-echo connect 1024 1000000
+/bin/vsock-echo listen 52
+free() { $b awk '/^MemFree/ { print $2 }' /proc/meminfo; }
+free_before=$(free)
 echo "INNER ready to be moved"
 
 # Only a guest that was moved is pressed the button of, so what follows happened in the second process.
@@ -35,6 +48,9 @@ echo "INNER button presses: $presses"
 read -r after rest </proc/uptime
 echo "INNER uptime before and after: $before $after"
 [ "$sum" = "$($b sha256sum </data)" ] && echo "INNER memory is the same"
+echo "INNER free memory before and after: $free_before $(free) KiB"
+/bin/vsock-echo connect 1024 300000
+echo "INNER generation: $($b cat /sys/bus/acpi/devices/VMGENCTR:00/path), told $($b awk '/Ged/ { print $2 + $3 }' /proc/interrupts) times"
 echo 3 >/proc/sys/vm/drop_caches
 [ "$sum" = "$($b dd if=/dev/vda bs=64k count=16 2>/dev/null | $b sha256sum)" ] && echo "INNER disk is the same"
 $b dd if=/dev/zero of=/dev/vda bs=64k seek=16 count=1 2>/dev/null && $b sync && echo "INNER writes after the move"

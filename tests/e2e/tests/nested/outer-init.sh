@@ -11,6 +11,8 @@ done
 [ -c /dev/kvm ] && echo "OUTER has KVM"
 $b dd if=/dev/urandom of=/tmp/disk bs=64k count=64 2>/dev/null
 /bin/boot-once /vmlinuz --initrd /inner --memory 256 --vcpus 2 --disk /tmp/disk \
+	--type-at "INNER waits for a line" --connect-at "listens on port 52" \
+	--balloon 10000 --generation 00112233445566778899aabbccddeeff \
 	--move-at "INNER ready to be moved" --press-at "INNER waits for the button" \
 	--cmdline "console=ttyS0 reboot=t panic=-1 quiet"
 echo "OUTER boot-once ended with $?"

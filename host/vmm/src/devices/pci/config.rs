@@ -142,6 +142,8 @@ impl ConfigSpace {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn space() -> ConfigSpace {
@@ -180,5 +182,45 @@ mod tests {
         assert_eq!(before[..4], after[..4]);
         assert_eq!(before[at..at + 5], after[at..at + 5]);
         assert_eq!((before[0x34], before[6] & 0x10), (at as u8, 0x10));
+    }
+
+    proptest! {
+        #[test]
+        fn no_write_changes_what_is_not_writable(
+            writes in prop::collection::vec((0..300usize, prop::collection::vec(any::<u8>(), 0..9)), 0..40),
+            reads in prop::collection::vec((0..300usize, 0..9usize), 40),
+        ) {
+            let mut space = space();
+            let at = space.add_capability(0x11, &[3, 0, 0, 0, 0, 0]);
+            space.allow(at + 2, &[0, 0xc0]);
+            let before = space.bytes;
+            for ((offset, data), (from, count)) in writes.into_iter().zip(reads) {
+                space.write(offset, &data);
+                for (at, (old, new)) in before.iter().zip(&space.bytes).enumerate() {
+                    prop_assert_eq!((old ^ new) & !space.writable[at], 0, "at {:#x}", at);
+                }
+                let mut read = vec![0; count];
+                space.read(from, &mut read);
+                for (at, byte) in (from..).zip(read) {
+                    prop_assert_eq!(byte, space.bytes.get(at).copied().unwrap_or(0xff));
+                }
+                // A window is where it was put, in steps of its size.
+                prop_assert!(space.window().is_none_or(|at| at % 0x8000 == 0));
+            }
+            // What is saved is put back, whatever was there.
+            let saved = space.save();
+            let mut other = self::space();
+            other.add_capability(0x11, &[3, 0, 0, 0, 0, 0]);
+            other.allow(at + 2, &[0, 0xc0]);
+            other.load(&saved);
+            prop_assert_eq!(other.bytes, space.bytes);
+        }
+
+        #[test]
+        fn a_state_of_any_length_is_taken_as_far_as_it_fits(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let mut space = space();
+            space.load(&ConfigState(bytes));
+            prop_assert_eq!(space.word(0), 0x1af4);
+        }
     }
 }

@@ -8,6 +8,8 @@ mod msix;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use config::{BAR0, COMMAND, ConfigSpace, ConfigState, Identity};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use msix::Deliver;
 pub use msix::{Msix, MsixState};
 
 use super::virtio::{DeviceError, Function};

@@ -30,16 +30,29 @@ pub struct MsixState {
     control: u16,
 }
 
+/// Who takes messages to the CPUs.
+pub trait Deliver: std::fmt::Debug + Send + Sync {
+    /// Sends one; it may be lost, as on hardware, when no CPU listens.
+    fn deliver(&self, message: Message);
+}
+
+impl Deliver for Vm {
+    fn deliver(&self, message: Message) {
+        // Refused only when the guest has switched its local APICs off; then a real interrupt is lost too.
+        let _ = self.send_message(message);
+    }
+}
+
 /// The interrupts of one function.
 #[derive(Debug)]
 pub struct Msix {
     state: Mutex<MsixState>,
-    vm: Arc<Vm>,
+    cpus: Arc<dyn Deliver>,
 }
 
 impl Msix {
     /// `vectors` of them, at most [`VECTORS_MAX`], all masked.
-    pub fn new(vm: Arc<Vm>, vectors: u16) -> Self {
+    pub fn new(cpus: Arc<dyn Deliver>, vectors: u16) -> Self {
         debug_assert!((1..=VECTORS_MAX).contains(&vectors));
         let state = MsixState {
             table: vec![[0, 0, 0, MASKED]; vectors.into()],
@@ -48,7 +61,7 @@ impl Msix {
         };
         Self {
             state: Mutex::new(state),
-            vm,
+            cpus,
         }
     }
 
@@ -140,13 +153,127 @@ impl Msix {
                     address: *low,
                     data: *data,
                 };
-                // Refused only when the guest has switched its local APICs off; then a real interrupt is lost too.
-                let _ = self.vm.send_message(message);
+                self.cpus.deliver(message);
             }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, MsixState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Keeps what it is given.
+    #[derive(Debug, Default)]
+    struct Cpus(Mutex<Vec<u32>>);
+
+    impl Deliver for Cpus {
+        fn deliver(&self, message: Message) {
+            self.0.lock().unwrap().push(message.data);
+        }
+    }
+
+    const VECTORS: u16 = 3;
+
+    fn msix() -> (Msix, Arc<Cpus>) {
+        let cpus = Arc::new(Cpus::default());
+        (Msix::new(Arc::clone(&cpus) as _, VECTORS), cpus)
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Signal(u16),
+        Mask(u16, bool),
+        Control(bool, bool),
+        Load,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0..VECTORS + 1).prop_map(Step::Signal),
+            3 => (0..VECTORS, any::<bool>()).prop_map(|(vector, is_masked)| Step::Mask(vector, is_masked)),
+            2 => (prop::bool::weighted(0.9), any::<bool>()).prop_map(|(is_on, masks)| Step::Control(is_on, masks)),
+            1 => Just(Step::Load),
+        ]
+    }
+
+    proptest! {
+        /// While interrupts are enabled none is lost, and none is sent that is masked.
+        #[test]
+        fn masked_interrupts_wait(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut msix, mut cpus) = msix();
+            for vector in 0..VECTORS {
+                msix.write_table(usize::from(vector) * 16 + 8, &u32::from(vector).to_le_bytes());
+            }
+            let (mut pending, mut masked) = ([false; 3], [true; 3]);
+            let (mut is_on, mut masks_all) = (false, false);
+            for step in steps {
+                match step {
+                    Step::Signal(vector) => {
+                        msix.signal(vector);
+                        if let (true, Some(waits)) = (is_on, pending.get_mut(usize::from(vector))) {
+                            *waits = true;
+                        }
+                    }
+                    Step::Mask(vector, is_masked) => {
+                        // The other bits of the control word are not there.
+                        let value = u32::from(is_masked) | 0xffff_fffe;
+                        msix.write_table(usize::from(vector) * 16 + 12, &value.to_le_bytes());
+                        masked[usize::from(vector)] = is_masked;
+                    }
+                    Step::Control(on, masks) => {
+                        msix.set_control(u16::from(on) << 15 | u16::from(masks) << 14);
+                        (is_on, masks_all) = (on, masks);
+                    }
+                    Step::Load => {
+                        let (other, others) = self::msix();
+                        prop_assert!(other.load(msix.save()));
+                        (msix, cpus) = (other, others);
+                    }
+                }
+                let mut expected = Vec::new();
+                for vector in 0..3 {
+                    if is_on && !masks_all && pending[vector] && !masked[vector] {
+                        pending[vector] = false;
+                        expected.push(vector as u32);
+                    }
+                }
+                prop_assert_eq!(std::mem::take(&mut *cpus.0.lock().unwrap()), expected);
+                let mut bits = [0; 8];
+                msix.read_pending(0, &mut bits);
+                let waiting = (0..3).fold(0, |bits, vector| bits | u8::from(pending[vector]) << vector);
+                prop_assert_eq!(bits, [waiting, 0, 0, 0, 0, 0, 0, 0]);
+            }
+        }
+
+        #[test]
+        fn no_access_makes_it_panic(
+            accesses in prop::collection::vec((0..0x1000usize, prop::collection::vec(any::<u8>(), 0..9)), 0..40),
+        ) {
+            let (msix, _) = msix();
+            msix.set_control(1 << 15);
+            for (offset, data) in accesses {
+                msix.write_table(offset, &data);
+                let mut read = data;
+                msix.read_pending(offset, &mut read);
+                msix.read_table(offset, &mut read);
+                msix.signal(offset as u16);
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_of_another_size_is_not_taken() {
+        let (msix, cpus) = msix();
+        let other = Msix::new(cpus, 2);
+        assert!(!msix.load(other.save()));
+        assert!(msix.load(msix.save()));
     }
 }

@@ -18,14 +18,14 @@ use vmm_sys_util::eventfd::EventFd;
 use super::interrupts::Interrupts;
 use super::registers::{Beside, DRIVER_OK, Effect, Offer, Registers};
 use super::{
-    Answer, Backend, Broken, Counters, FEATURE_EVENT_INDEX, FEATURE_INDIRECT, FEATURE_VERSION_1,
-    Kind, Order, OwnRegisters, Queue, Running, Worker, WorkerError,
+    Answer, Backend, Broken, Counters, Kind, Order, OwnRegisters, Running, Worker, WorkerError,
+    balloon,
 };
 use crate::devices::pci::{
     BAR0, COMMAND, ConfigSpace, ConfigState, Identity, Msix, MsixState, WINDOW_BYTES, in_window,
 };
 use crate::kvm::{KvmError, Vm};
-use crate::protocol::DeviceStatus;
+use crate::protocol::{BalloonStatus, DeviceStatus};
 
 const VENDOR: u16 = 0x1af4;
 const FIRST_DEVICE: u16 = 0x1040;
@@ -110,13 +110,7 @@ impl Function {
         last_words: LastWords,
     ) -> Result<Self, DeviceError> {
         let kind = backend.kind();
-        let offer = Offer {
-            features: backend.features()
-                | FEATURE_VERSION_1
-                | FEATURE_EVENT_INDEX
-                | FEATURE_INDIRECT,
-            queues: backend.queues(),
-        };
+        let offer = Offer::of(backend.as_ref());
         let own = backend.registers();
         let queues = offer.queues.len();
         let event = || EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
@@ -124,12 +118,15 @@ impl Function {
             .map(|_| event())
             .collect::<Result<_, _>>()
             .map_err(DeviceError::Event)?;
-        let msix = Arc::new(Msix::new(Arc::clone(&vm), queues as u16 + 1));
+        let msix = Arc::new(Msix::new(Arc::clone(&vm) as _, queues as u16 + 1));
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&msix), queues));
         let counters = backend.counters();
+        let mut rules = backend.rules();
+        rules.extend(backend.memory_rules(vm.memory()));
         let worker = Worker::start(
             &name,
             backend,
+            rules,
             Arc::clone(&kicks),
             Arc::clone(&interrupts),
             Arc::clone(&counters),
@@ -175,7 +172,19 @@ impl Function {
             written_bytes: load(&self.counters.written_bytes),
             errors: load(&self.counters.errors),
             needs_reset: self.interrupts.needs_reset(),
+            balloon: (self.kind == Kind::Balloon).then(|| {
+                let (target_pages, actual_pages) = balloon::pages(&self.own);
+                BalloonStatus {
+                    target_pages,
+                    actual_pages,
+                }
+            }),
         }
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The descriptors that code on a vCPU's thread writes to.
@@ -357,24 +366,9 @@ impl Function {
 
     /// The queues that the driver enabled, checked.
     fn running(&self, registers: &Registers) -> Result<Running, Broken> {
-        let features = registers.driver_features;
-        let open = |(state, offered): (&super::QueueState, &u16)| {
-            let queue = Queue::new(
-                *state,
-                *offered,
-                features & FEATURE_EVENT_INDEX != 0,
-                features & FEATURE_INDIRECT != 0,
-                self.vm.memory(),
-            );
-            state.enabled.then_some(queue).transpose()
-        };
-        let queues = registers.queues.iter().zip(&self.offer.queues).map(open);
-        Ok(Running::new(
-            features,
-            Arc::clone(&self.vm),
-            queues.collect::<Result<_, _>>()?,
-            Arc::clone(&self.interrupts),
-        ))
+        let memory = Arc::clone(self.vm.memory());
+        let interrupts = Arc::clone(&self.interrupts);
+        Running::open(registers, &self.offer, memory, interrupts)
     }
 
     /// Has the window answer where the configuration space says, if that is where windows may be.

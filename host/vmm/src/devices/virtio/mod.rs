@@ -17,8 +17,14 @@
 //! A driver that breaks the specification has its device marked as in need of a reset (2.1.2); nothing else of the VM
 //! is touched.
 
+mod balloon;
 mod block;
+mod console;
+#[cfg(test)]
+mod driver;
 mod function;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod interrupts;
 mod limit;
 mod net;
@@ -27,9 +33,12 @@ mod queue;
 mod registers;
 mod rng;
 mod running;
+mod vsock;
 mod worker;
 
+pub use balloon::Balloon;
 pub use block::{Block, ChainDisk, Disk, RawDisk};
+pub use console::{Console, Typed};
 pub use function::{DeviceError, Function, FunctionState};
 pub use interrupts::Interrupts;
 pub use net::Net;
@@ -37,12 +46,14 @@ pub use own::OwnRegisters;
 pub use queue::{Broken, Chain, Queue, QueueState};
 pub use rng::Rng;
 pub use running::Running;
+pub use vsock::Vsock;
 pub use worker::{Answer, Counters, Order, Worker, WorkerError};
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use dwcp_memory::GuestMemory;
 use nix::poll::PollFlags;
 
 /// Features of every device here (virtio 1.3, chapter 6).
@@ -60,8 +71,14 @@ pub enum Kind {
     Net = 1,
     /// A disk.
     Block = 2,
+    /// A console.
+    Console = 3,
     /// Entropy.
     Rng = 4,
+    /// Memory that the guest gives up.
+    Balloon = 5,
+    /// Sockets between host and guest.
+    Vsock = 19,
 }
 
 impl Kind {
@@ -70,7 +87,10 @@ impl Kind {
         match self {
             Self::Net => "net",
             Self::Block => "block",
+            Self::Console => "console",
             Self::Rng => "rng",
+            Self::Balloon => "balloon",
+            Self::Vsock => "vsock",
         }
     }
 
@@ -79,7 +99,8 @@ impl Kind {
         match self {
             Self::Net => 0x02_00_00,
             Self::Block => 0x01_80_00,
-            Self::Rng => 0xff_00_00,
+            Self::Rng | Self::Balloon => 0xff_00_00,
+            Self::Console | Self::Vsock => 0x07_80_00,
         }
     }
 }
@@ -119,6 +140,11 @@ pub trait Backend: Send + 'static {
         Vec::new()
     }
 
+    /// The same for what it does to the guest's memory as a whole.
+    fn memory_rules(&self, _memory: &GuestMemory) -> Rules {
+        Vec::new()
+    }
+
     /// The driver is ready, or the device goes on after a pause: every queue is served right after this.
     fn begin(&mut self, _running: &mut Running) -> Result<(), Broken> {
         Ok(())
@@ -155,6 +181,11 @@ pub trait Backend: Send + 'static {
 
     /// What it stands on may have changed; answers whether its registers did.
     fn refresh(&mut self) -> bool {
+        false
+    }
+
+    /// The guest shall give up so many pages; answers whether its registers say so now.
+    fn aim(&mut self, _pages: u32) -> bool {
         false
     }
 

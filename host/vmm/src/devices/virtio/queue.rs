@@ -59,6 +59,9 @@ pub enum Broken {
     /// A request that is too short for its device.
     #[error("a request is too short")]
     Short,
+    /// A request that is longer than its device has a use for.
+    #[error("a request is too long")]
+    Long,
 }
 
 /// The registers of a queue, and how far the device is.
@@ -410,3 +413,6 @@ pub fn scatter(memory: &GuestMemory, ranges: &[GuestRange], bytes: &[u8]) -> Res
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FEATURE_VERSION_1, QueueState};
+use super::{Backend, FEATURE_EVENT_INDEX, FEATURE_INDIRECT, FEATURE_VERSION_1, QueueState};
 
 const ACKNOWLEDGE_TO_FEATURES: u8 = 1 | 2;
 /// Status: the device accepted the driver's features.
@@ -63,6 +63,17 @@ pub struct Beside {
     pub generation: u8,
     /// Whether the device waits for a reset.
     pub needs_reset: bool,
+}
+
+impl Offer {
+    /// What a device offers, with what every device here does.
+    pub fn of(backend: &dyn Backend) -> Self {
+        let common = FEATURE_VERSION_1 | FEATURE_EVENT_INDEX | FEATURE_INDIRECT;
+        Self {
+            features: backend.features() | common,
+            queues: backend.queues(),
+        }
+    }
 }
 
 impl Registers {
@@ -217,6 +228,8 @@ fn set_half(number: &mut u64, is_high: bool, value: u32) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn offer() -> Offer {
@@ -284,5 +297,56 @@ mod tests {
         registers.read(0, &mut all, &offer(), beside);
         assert_eq!(all[0x18..0x1a], [0, 0]);
         assert_eq!(all[0x10..0x16], [7, 0, 2, 0, NEEDS_RESET, 3]);
+    }
+
+    /// A write that means something, more often than any bytes would.
+    fn write() -> impl Strategy<Value = (usize, Vec<u8>)> {
+        let status = prop_oneof![Just(1u8), Just(3), Just(11), Just(15), Just(0), any::<u8>()];
+        let short = |offset: usize, value: u16| (offset, value.to_le_bytes().to_vec());
+        let half = prop::sample::select(vec![0u32, 1, 5, u32::MAX]);
+        prop_oneof![
+            3 => status.prop_map(|status| (0x14, vec![status])),
+            1 => (0..3u16).prop_map(move |queue| short(0x16, queue)),
+            1 => any::<u16>().prop_map(move |size| short(0x18, size % 200)),
+            1 => Just(short(0x1c, 1)),
+            1 => (prop::sample::select(vec![0x08, 0x0c]), half)
+                .prop_map(|(offset, value)| (offset, value.to_le_bytes().to_vec())),
+            3 => (0..0x60usize, prop::collection::vec(any::<u8>(), 0..10)),
+            1 => (any::<usize>(), prop::collection::vec(any::<u8>(), 0..10)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_queue_in_use_stays_and_nothing_is_accepted_that_was_not_offered(
+            writes in prop::collection::vec(write(), 0..60),
+            reads in prop::collection::vec((any::<u16>(), 0..10usize), 60),
+        ) {
+            let offer = offer();
+            let mut registers = Registers::new(&offer);
+            for ((offset, data), (at, count)) in writes.into_iter().zip(reads) {
+                let before = registers.clone();
+                let effect = registers.write(offset, &data, &offer);
+                let is_reset = effect == Effect::Reset;
+                prop_assert_eq!(is_reset, (offset, &data[..]) == (0x14, &[0][..]));
+                let (was_ready, is_ready) = (before.status & DRIVER_OK, registers.status & DRIVER_OK);
+                prop_assert_eq!(effect == Effect::Activate, is_ready > was_ready);
+                if is_reset {
+                    prop_assert_eq!(&registers, &Registers::new(&offer));
+                } else if was_ready != 0 {
+                    prop_assert_eq!(&registers.queues, &before.queues);
+                    prop_assert_eq!(registers.driver_features, before.driver_features);
+                }
+                if registers.status & FEATURES_OK != 0 {
+                    prop_assert_eq!(registers.driver_features & !offer.features, 0);
+                }
+                prop_assert_eq!(registers.status & NEEDS_RESET, 0);
+                for (queue, offered) in registers.queues.iter().zip(&offer.queues) {
+                    prop_assert!(queue.size <= *offered);
+                }
+                let beside = Beside { configuration_vector: 0, queue_vector: 0, generation: 0, needs_reset: false };
+                registers.read(at.into(), &mut vec![0; count], &offer, beside);
+            }
+        }
     }
 }

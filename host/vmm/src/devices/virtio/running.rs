@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use dwcp_memory::GuestMemory;
 
-use super::{Broken, Chain, Interrupts, Queue};
-use crate::kvm::Vm;
+use super::registers::{Offer, Registers};
+use super::{Broken, Chain, FEATURE_EVENT_INDEX, FEATURE_INDIRECT, Interrupts, Queue, QueueState};
 
 /// A device in use, seen by its backend.
 #[derive(Debug)]
 pub struct Running {
     /// What the driver accepted.
     pub features: u64,
-    vm: Arc<Vm>,
+    memory: Arc<GuestMemory>,
     queues: Vec<Option<Queue>>,
     interrupts: Arc<Interrupts>,
     /// Queues that have more entries than were taken.
@@ -20,20 +20,32 @@ pub struct Running {
 }
 
 impl Running {
-    /// With queues as the driver set them up; `None` is one that it did not enable.
-    pub fn new(
-        features: u64,
-        vm: Arc<Vm>,
-        queues: Vec<Option<Queue>>,
+    /// With the queues that the driver enabled, checked.
+    pub fn open(
+        registers: &Registers,
+        offer: &Offer,
+        memory: Arc<GuestMemory>,
         interrupts: Arc<Interrupts>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Broken> {
+        let features = registers.driver_features;
+        let open = |(state, offered): (&QueueState, &u16)| {
+            let queue = Queue::new(
+                *state,
+                *offered,
+                features & FEATURE_EVENT_INDEX != 0,
+                features & FEATURE_INDIRECT != 0,
+                &memory,
+            );
+            state.enabled.then_some(queue).transpose()
+        };
+        let queues = registers.queues.iter().zip(&offer.queues).map(open);
+        Ok(Self {
             features,
-            vm,
-            queues,
+            queues: queues.collect::<Result<_, _>>()?,
+            memory,
             interrupts,
             again: 0,
-        }
+        })
     }
 
     /// Whether the driver accepted all of these features.
@@ -43,7 +55,7 @@ impl Running {
 
     /// Guest memory.
     pub fn memory(&self) -> &GuestMemory {
-        self.vm.memory()
+        &self.memory
     }
 
     /// The queues, with how far they are.
@@ -54,7 +66,7 @@ impl Running {
     /// Takes the next entry of a queue.
     pub fn pop(&mut self, queue: usize) -> Result<Option<Chain>, Broken> {
         match self.queues.get_mut(queue) {
-            Some(Some(open)) => open.pop(self.vm.memory()),
+            Some(Some(open)) => open.pop(&self.memory),
             _ => Ok(None),
         }
     }
@@ -69,7 +81,7 @@ impl Running {
     /// Gives an entry back.
     pub fn push(&mut self, queue: usize, head: u16, written: u32) -> Result<(), Broken> {
         match self.queues.get_mut(queue) {
-            Some(Some(open)) => open.push(self.vm.memory(), head, written),
+            Some(Some(open)) => open.push(&self.memory, head, written),
             _ => Ok(()),
         }
     }
@@ -77,17 +89,22 @@ impl Running {
     /// Tells the driver of entries that were given back, if it wants to be told.
     pub fn tell(&mut self, queue: usize) -> Result<(), Broken> {
         if let Some(Some(open)) = self.queues.get_mut(queue)
-            && open.wants_interrupt(self.vm.memory())?
+            && open.wants_interrupt(&self.memory)?
         {
             self.interrupts.queue(queue);
         }
         Ok(())
     }
 
+    /// Tells the driver that the device's registers are to be read again.
+    pub fn tell_registers(&self) {
+        self.interrupts.configuration();
+    }
+
     /// Asks to be told of new entries; answers whether some have come already.
     pub fn listen(&mut self, queue: usize) -> Result<bool, Broken> {
         match self.queues.get_mut(queue) {
-            Some(Some(open)) => open.listen(self.vm.memory()),
+            Some(Some(open)) => open.listen(&self.memory),
             _ => Ok(false),
         }
     }
@@ -102,7 +119,7 @@ impl Running {
         let Some(Some(open)) = self.queues.get_mut(queue) else {
             return Ok(());
         };
-        let memory = self.vm.memory();
+        let memory = &*self.memory;
         open.ignore(memory)?;
         for _ in 0..open.size() {
             let Some(chain) = open.pop(memory)? else {

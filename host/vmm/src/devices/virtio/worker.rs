@@ -13,7 +13,7 @@ use dwcp_jail::LastWords;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Backend, Broken, Interrupts, QueueState, Running, Unfit};
+use super::{Backend, Broken, Interrupts, QueueState, Rules, Running, Unfit};
 use crate::filters;
 
 /// How long a thread may take to answer: a slow disk may keep a request in flight for a while.
@@ -46,6 +46,8 @@ pub enum Order {
     Resume,
     /// Look whether what the device stands on has changed.
     Refresh,
+    /// Have the guest give up so many pages.
+    Aim(u32),
     /// Say how far the queues are, and what the backend remembers.
     Save,
     /// Take back what the backend remembered.
@@ -97,10 +99,11 @@ struct Lane {
 }
 
 impl Worker {
-    /// Starts the thread of a device, paused. Its system calls are given up before [`Self::wait_confined`] returns.
+    /// Starts the thread of a device, paused, which keeps the system calls of `rules`. Its system calls are given up before [`Self::wait_confined`] returns.
     pub fn start(
         name: &str,
         backend: Box<dyn Backend>,
+        rules: Rules,
         kicks: Arc<[EventFd]>,
         interrupts: Arc<Interrupts>,
         counters: Arc<Counters>,
@@ -125,7 +128,7 @@ impl Worker {
         std::thread::Builder::new()
             .name(name.to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || thread.run(last_words))
+            .spawn(move || thread.run(last_words, rules))
             .map_err(failed)?;
         Ok(Self {
             name: name.to_owned(),
@@ -186,8 +189,8 @@ struct Happened {
 }
 
 impl Thread {
-    fn run(mut self, last_words: LastWords) {
-        let confined = filters::confine_device(last_words, self.backend.rules());
+    fn run(mut self, last_words: LastWords, rules: Rules) {
+        let confined = filters::confine_device(last_words, rules);
         let mut lives = confined.is_ok();
         lives &= self.outbox.send(Answer::Confined(confined)).is_ok();
         while lives {
@@ -300,6 +303,12 @@ impl Thread {
             }
             Order::Refresh => {
                 if self.backend.refresh() {
+                    self.interrupts.configuration();
+                }
+                Answer::Done
+            }
+            Order::Aim(pages) => {
+                if self.backend.aim(pages) {
                     self.interrupts.configuration();
                 }
                 Answer::Done
