@@ -166,7 +166,12 @@ fn a_start_that_fails_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let real = programs::directory().unwrap();
     for name in [
-        "dwcp-launch", "dwcp-vmm", "dwcp-mover", "dwcp-image", "dwcp-wan", "dwcp",
+        "dwcp-launch",
+        "dwcp-vmm",
+        "dwcp-mover",
+        "dwcp-image",
+        "dwcp-wan",
+        "dwcp",
     ] {
         symlink(real.join(name), folder.path().join(name)).unwrap();
     }

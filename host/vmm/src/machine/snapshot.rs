@@ -73,7 +73,7 @@ impl Machine {
         let content = Content {
             manifest: &manifest,
             state: &state,
-            memory,
+            memory: &**memory,
             pages: chosen,
             encoding: order.encoding,
         };

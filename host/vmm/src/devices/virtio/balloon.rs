@@ -173,7 +173,10 @@ impl Backend for Balloon {
 
     fn memory_rules(&self, memory: &GuestMemory) -> Rules {
         let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let fd = memory.fd().as_raw_fd();
+        // Private memory is given back without a file.
+        let Some(fd) = memory.fd().map(|fd| fd.as_raw_fd()) else {
+            return Vec::new();
+        };
         let rule = allow(libc::SYS_fallocate)
             .when(Condition::IntIs(0, fd as u32))
             .when(Condition::IntIs(1, hole as u32));

@@ -438,7 +438,7 @@ fn backend(device: Played) -> std::io::Result<(Box<dyn Backend>, Outside)> {
         Played::Net => {
             let (tap, outside) = pair(SockType::SeqPacket)?;
             let mac = MacAddress([2, 0, 0, 0, 0, 1]);
-            let net = Net::new(tap, mac, 1500, NetLimits::default())?;
+            let net = Net::new(tap, mac, 1500, None, NetLimits::default())?;
             (Box::new(net), Outside::Socket(outside))
         }
     })
