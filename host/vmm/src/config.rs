@@ -110,7 +110,7 @@ pub enum Device {
         /// The guest's address, at least [`CID_MIN`] and less than `u32::MAX`.
         cid: u32,
     },
-    /// A network card; one descriptor, a tap whose frames have a virtio header of 12 bytes. Comes after all disks.
+    /// A network card; one descriptor, a tap whose frames have a virtio header of 12 bytes. Comes after all disks and vsock.
     Net {
         /// Its address.
         mac: MacAddress,
@@ -332,7 +332,7 @@ pub enum ConfigError {
     #[error("A VM has at most one of this device: {0}")]
     Twice(&'static str),
     /// Devices in the wrong order.
-    #[error("A VM's disks come before its network cards")]
+    #[error("A VM's disks and its vsock come before its network cards")]
     Order,
     /// The command line is too long or not printable ASCII.
     #[error(
@@ -419,12 +419,12 @@ impl VmConfig {
             return Err(ConfigError::Twice("vsock"));
         }
         let mut is_card = self.devices.iter().map(|d| matches!(d, Device::Net { .. }));
-        let mut is_disk = self
+        let mut is_before = self
             .devices
             .iter()
             .rev()
-            .map(|d| matches!(d, Device::Block { .. }));
-        if let (Some(first), Some(last)) = (is_card.position(|is| is), is_disk.position(|is| is))
+            .map(|d| matches!(d, Device::Block { .. } | Device::Vsock { .. }));
+        if let (Some(first), Some(last)) = (is_card.position(|is| is), is_before.position(|is| is))
             && first + last + 1 < self.devices.len()
         {
             return Err(ConfigError::Order);

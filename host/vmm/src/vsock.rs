@@ -15,7 +15,8 @@
 //! connection of the guest is refused; those that are open go on.
 //!
 //! The other way round there is nothing to decide: a program connects to the listening socket that the VMM was given,
-//! says `CONNECT 1234` and a line feed, and reads `OK` and the number of its own port, if the guest accepts.
+//! says `CONNECT 1234` and a line feed, and reads `OK` and the number of its own port, if the guest accepts. While the VM
+//! is paused, or its driver not ready, programs wait. Connections end when a VM goes on in another process.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};

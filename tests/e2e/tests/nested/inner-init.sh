@@ -20,14 +20,16 @@ echo "INNER wrote $($b sha256sum </data | $b head -c 64)"
 echo "INNER disk of $($b cat /sys/block/vda/size) sectors, named $($b cat /sys/block/vda/serial)"
 $b dd if=/dev/hwrng of=/random bs=256 count=1 2>/dev/null
 echo "INNER entropy: $($b wc -c </random) bytes"
-$b stty -F /dev/hvc0 -echo
-echo "INNER says this on its second console" >/dev/hvc0
-echo "INNER second console: $($b stty -F /dev/hvc0 size)"
+# What was said before must be out, or the two consoles mix: changing this one waits for that.
+$b stty -F /dev/ttyS0 -echo
 {
-	echo "INNER waits for a line" >/dev/hvc0
+	$b stty -echo
+	echo "INNER says this on its second console"
+	echo "INNER second console: $($b stty size)"
+	echo "INNER waits for a line"
 	read -r line
 	echo "INNER reads: $line"
-} </dev/hvc0
+} <>/dev/hvc0 >&0
 /bin/vsock-echo connect 1024 1000000
 /bin/vsock-echo listen 52
 free() { $b awk '/^MemFree/ { print $2 }' /proc/meminfo; }

@@ -241,6 +241,11 @@ impl Connection {
         self.deadline = None;
     }
 
+    /// The socket, if there is one.
+    pub fn socket(&self) -> Option<&OwnedFd> {
+        self.socket.as_ref()
+    }
+
     /// Something happened to the socket.
     pub fn happened(
         &mut self,

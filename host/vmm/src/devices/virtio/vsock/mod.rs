@@ -170,6 +170,9 @@ impl Vsock {
             return;
         }
         let connection = self.connections.swap_remove(at);
+        if let Some(socket) = connection.socket() {
+            self.outside.remove(socket);
+        }
         if verdict == Verdict::Reset {
             self.refusals.push_back(Header {
                 source_cid: HOST_CID,
@@ -370,7 +373,11 @@ impl Vsock {
     }
 
     fn forget_all(&mut self) {
-        self.connections.clear();
+        for connection in std::mem::take(&mut self.connections) {
+            if let Some(socket) = connection.socket() {
+                self.outside.remove(socket);
+            }
+        }
         self.refusals.clear();
         self.is_stalled = false;
     }

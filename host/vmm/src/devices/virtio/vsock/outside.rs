@@ -82,6 +82,11 @@ impl Outside {
         Ok(self.epoll.add(socket, event)?)
     }
 
+    /// Waits for it no more; whoever gave it may have kept a copy, so closing it is not enough.
+    pub fn remove(&self, socket: &OwnedFd) {
+        let _ = self.epoll.delete(socket);
+    }
+
     /// Asks the host for a socket to what serves `port`; answers under which number.
     pub fn ask(&mut self, port: u32) -> Option<u32> {
         let control = self.control.as_ref()?;

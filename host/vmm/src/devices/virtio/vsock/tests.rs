@@ -291,6 +291,20 @@ fn the_guest_connects_if_the_host_lets_it() {
 }
 
 #[test]
+fn a_socket_that_the_host_kept_too_is_not_waited_for_after_its_end() {
+    let mut bed = Bed::new();
+    bed.send(bed.header(PORTS, Operation::Request), &[]);
+    let asked = Asked::receive(&bed.control).unwrap().unwrap();
+    let (mut ours, kept) = UnixStream::pair().unwrap();
+    asked.answer(&bed.control, Some(&kept)).unwrap();
+    bed.wait();
+    bed.send(bed.header(PORTS, Operation::Reset), &[]);
+    assert!(bed.device.backend.connections.is_empty());
+    ours.write_all(b"x").unwrap();
+    assert!(bed.device.backend.outside.happened().is_empty());
+}
+
+#[test]
 fn what_is_unknown_is_refused() {
     let mut bed = Bed::new();
     let with = |bed: &Bed, change: fn(&mut Header)| {
