@@ -429,7 +429,7 @@ async fn images_are_streamed_and_checked() {
         .put_image(&[("content-digest", "md5=:AAAA:")], "kernel")
         .await;
     reply.problem(400, "invalid");
-    let announced = [("content-length", "4294967297")];
+    let announced = [("content-length", "68719476737")];
     host.put_image(&announced, "kernel")
         .await
         .problem(413, "too-large");

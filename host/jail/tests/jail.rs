@@ -131,7 +131,7 @@ fn a_program_started_by_hand_says_what_it_is() {
 #[test]
 fn too_much_is_refused_before_a_process_is_made() {
     assert!(Handover::new(&vec![0; dwcp_jail::CONFIGURATION_BYTES_MAX + 1], Vec::new()).is_err());
-    let descriptors = (0..17)
+    let descriptors = (0..=dwcp_jail::DESCRIPTORS_MAX)
         .map(|_| File::open("/dev/null").unwrap().into())
         .collect();
     assert!(Handover::new(b"", descriptors).is_err());

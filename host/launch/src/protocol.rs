@@ -173,7 +173,7 @@ pub enum Request {
         /// Handed over verbatim.
         config: serde_json::Value,
         /// Longest file that it may write, in bytes: as long as its longest disk. Some is allowed without a disk.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "is_zero")]
         file_bytes: u64,
         /// At most [`NICS_MAX`]. The descriptors of their taps follow the message's own, in this order.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -227,6 +227,10 @@ pub enum Request {
     },
     /// Turns the connection into a stream of exits.
     Watch,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What the launcher answers.

@@ -128,6 +128,8 @@ impl<'a> Filler<'a> {
                 return Err(FillError::Stopped);
             }
         }
+        // Faults may have brought the last chunks.
+        let _ = progress(self.progress);
         for (first, pages) in ranges(self.chain) {
             self.faults.release(self.hosts, first, pages)?;
         }
