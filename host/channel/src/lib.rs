@@ -20,8 +20,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 /// Longest message body, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// Most descriptors that one message carries.
-pub const DESCRIPTORS_MAX: usize = 8;
+/// Most descriptors that one message carries: as many as a confined process is handed.
+pub const DESCRIPTORS_MAX: usize = 64;
 
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]

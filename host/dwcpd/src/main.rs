@@ -36,6 +36,7 @@ fn run() -> anyhow::Result<()> {
     }
     log();
     let node = config.node;
+    check_ports(&node)?;
     if nix::unistd::geteuid().is_root() {
         let (uid, gid) = privilege::user(config.user.as_deref())?;
         // The profile is the invoking user's and everything else the daemon's user's: root itself writes nothing.
@@ -65,6 +66,25 @@ fn log() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+}
+
+/// Whether the ports are free, before a key is made or a profile written for a host that could not serve.
+fn check_ports(node: &NodeConfig) -> anyhow::Result<()> {
+    let api = std::net::TcpListener::bind(node.api_listen);
+    let _api = api.with_context(|| {
+        format!(
+            "The API cannot listen on {}: does another dwcpd run here?",
+            node.api_listen
+        )
+    })?;
+    let peers = std::net::TcpListener::bind(node.peer_listen);
+    peers.with_context(|| {
+        format!(
+            "The port for other hosts, {}, cannot be listened on",
+            node.peer_listen
+        )
+    })?;
+    Ok(())
 }
 
 /// Makes the host's keys if there are none, and tells the admin key this once: here, and to `keep`.

@@ -38,8 +38,10 @@ impl Node {
 
     async fn try_adopt(&self) -> Answer<()> {
         let children = self.launcher.list().await?;
-        for mover in children.iter().filter(|c| c.kind == ChildKind::Mover) {
-            self.launcher.end(mover.id.as_str()).await?;
+        // Nobody waits for these any more: who did was the daemon before this one.
+        let forlorn = |child: &&Child| matches!(child.kind, ChildKind::Mover | ChildKind::Reader);
+        for child in children.iter().filter(forlorn) {
+            self.launcher.end(child.id.as_str()).await?;
         }
         let vms = self.vms().await?;
         for vm in &vms {

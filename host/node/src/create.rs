@@ -32,9 +32,6 @@ pub(crate) async fn create(
         near,
         networks,
     } = specification(node, &request, &at).await?;
-    // Held until the machine is recorded, so that no other gets the same addresses.
-    let _addresses = node.addresses.lock().await;
-    spec.networks = node.wish_networks(&id, &networks).await?;
     vms::check(&spec)?;
     hardware::check_setup(&spec, &id, &request.name)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
@@ -44,6 +41,12 @@ pub(crate) async fn create(
         .policies
         .check_create(who, project, &request.name, &spec)
         .await?;
+    // Held until the machine is recorded, so that no other gets the same addresses.
+    let _addresses = match networks.is_empty() {
+        true => None,
+        false => Some(node.addresses.lock().await),
+    };
+    spec.networks = node.wish_networks(&id, &networks).await?;
     let fleet = node.fleet().await?;
     let region = node.config.region.as_str();
     let placed = node.decider.place(fleet, region, &spec, near, &at).await?;
@@ -69,6 +72,19 @@ pub(crate) async fn create(
     };
     node.record_vm(&vm).await?;
     Ok((vm, warnings))
+}
+
+/// A request as the audit log keeps it, for ever: of what a guest is told, only how much it is. A key that was given by
+/// mistake, or a password in user data, is nobody's business.
+pub(crate) fn described(request: &VmCreate) -> serde_json::Value {
+    let mut described = serde_json::json!(request);
+    if let Some(setup) = &request.setup {
+        described["setup"] = serde_json::json!({
+            "ssh_keys": setup.ssh_keys.len(),
+            "user_data_bytes": setup.user_data.as_ref().map_or(0, String::len),
+        });
+    }
+    described
 }
 
 /// A placement on this host. A plugin that chose another, which it may not, costs its answer and not the request.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use dwcp_api::service::Answer;
@@ -86,6 +86,12 @@ pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
         {
             return Err(invalid(format!(
                 "Disk {} needs a size: a multiple of 512 bytes, at most 64 TiB",
+                disk.name
+            )));
+        }
+        if [disk.operations_per_second, disk.bytes_per_second].contains(&Some(0)) {
+            return Err(invalid(format!(
+                "Disk {} would do nothing with a limit of 0: leave the limit out for none",
                 disk.name
             )));
         }
@@ -266,7 +272,7 @@ impl Node {
     /// Everything for the process of a machine, made where it is not there yet.
     pub(crate) async fn hardware(&self, vm: &Vm) -> Answer<Hardware> {
         let mut hardware = Hardware {
-            devices: vec![Device::Rng],
+            devices: vec![Device::Rng, Device::Balloon],
             ..Hardware::default()
         };
         let dir = self.vm_dir(&vm.id);
@@ -323,7 +329,7 @@ impl Node {
                 None => Layer::Raw,
             };
             layers.push(format);
-            files.push(volume(dir, vm, disk, format)?);
+            files.push(alone(volume(dir, vm, disk, format)?, disk)?);
             let length = match format {
                 Layer::Raw => disk.size_bytes,
                 Layer::Qcow2 => disk.size_bytes + disk.size_bytes / 32 + TABLES_BYTES,
@@ -368,6 +374,20 @@ fn volume(dir: &Path, vm: &Vm, disk: &DiskSpec, format: Layer) -> Answer<File> {
             path.display()
         ))),
         other => other.map_err(internal),
+    }
+}
+
+/// Takes a disk's file for one process: the lock goes with the descriptor, and ends with the last process that has it.
+fn alone(file: File, disk: &DiskSpec) -> Answer<File> {
+    // SAFETY: plain system call on an open descriptor.
+    let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    match nix::errno::Errno::result(locked) {
+        Ok(_) => Ok(file),
+        Err(nix::errno::Errno::EWOULDBLOCK) => Err(conflict(format!(
+            "Disk {} is in use by another process, perhaps one that is still ending: try again",
+            disk.name
+        ))),
+        Err(errno) => Err(internal(errno)),
     }
 }
 

@@ -20,6 +20,30 @@ use crate::node::Node;
 const DEADLINE: Duration = Duration::from_secs(300);
 
 impl Node {
+    /// Records an image whose content is stored, with what is in it. Of one that is refused nothing stays, unless it was
+    /// known before.
+    pub(crate) async fn keep_image(&self, mut image: Image) -> Answer<Image> {
+        let _alone = self.image_changes.lock().await;
+        let known = self.records.images.get(&image.digest).await;
+        let known = known.map_err(record)?.map(|known| known.value);
+        if let Some(known) = known.filter(|known| known.disk.is_some()) {
+            return Ok(known);
+        }
+        match self.inspect(&image).await {
+            Ok(disk) => image.disk = disk,
+            Err(fault) => {
+                let known = self.records.images.get(&image.digest).await;
+                if known.map_err(record)?.is_none() {
+                    self.images.delete(&image.digest).await?;
+                }
+                return Err(fault);
+            }
+        }
+        let kept = self.records.images.put(&image.digest, &image).await;
+        kept.map_err(record)?;
+        Ok(image)
+    }
+
     /// What a stored image is, if it looks like a disk; what it boots is stored beside it.
     pub(crate) async fn inspect(&self, image: &Image) -> Answer<Option<DiskImage>> {
         let path = self.images.path(&image.digest)?;
@@ -113,6 +137,10 @@ impl Node {
     /// Stores what was found in an image.
     async fn keep_found(&self, found: crate::images::Found, label: &str) -> Answer<String> {
         let image = self.images.adopt(found, label).await?;
+        let known = self.records.images.get(&image.digest).await;
+        if known.map_err(record)?.is_some() {
+            return Ok(image.digest);
+        }
         let kept = self.records.images.put(&image.digest, &image).await;
         kept.map_err(record)?;
         Ok(image.digest)

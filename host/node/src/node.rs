@@ -52,6 +52,9 @@ pub struct Node {
     pub(crate) sessions: Arc<tokio::sync::Semaphore>,
     /// Held while capacity is looked at and promised, so that two requests cannot be promised the same.
     pub(crate) promise: tokio::sync::Mutex<()>,
+    /// Held while an image is looked into and recorded, or deleted: one reader at a time, and no file goes from under a
+    /// record.
+    pub(crate) image_changes: tokio::sync::Mutex<()>,
     /// Held while addresses are chosen, until the machine that gets them is recorded.
     pub(crate) addresses: tokio::sync::Mutex<()>,
     /// Serialises starts, stops and ends of one machine.
@@ -102,6 +105,7 @@ impl Node {
             crashes: Mutex::default(),
             sessions: Arc::new(tokio::sync::Semaphore::new(peers::SESSIONS_MAX)),
             promise: tokio::sync::Mutex::new(()),
+            image_changes: tokio::sync::Mutex::new(()),
             addresses: tokio::sync::Mutex::new(()),
             life: Mutex::new(HashMap::new()),
         });

@@ -80,7 +80,16 @@ impl Node {
         force: bool,
         if_match: Option<u64>,
     ) -> Answer<()> {
+        let id = self.find_vm(project, name).await?.value.id;
+        let life = self.life(&id);
+        let _life = life.lock().await;
+        // Read again: it may have been started while its life was another's.
         let found = self.find_vm(project, name).await?;
+        if found.value.id != id {
+            return Err(conflict(format!(
+                "{name} was deleted and made anew meanwhile"
+            )));
+        }
         if if_match.is_some_and(|revision| revision != found.revision.0) {
             return Err(Fault::new(
                 FaultKind::Changed,
@@ -105,6 +114,7 @@ impl Node {
     }
 
     pub(crate) async fn delete_image(&self, digest: &str) -> Answer<()> {
+        let _alone = self.image_changes.lock().await;
         let found = self.records.images.get(digest).await.map_err(record)?;
         if found.is_none() {
             return Err(Fault::not_found(format!("image {digest}")));

@@ -133,29 +133,25 @@ impl Service for Node {
         expected: Option<String>,
         content: ByteStream,
     ) -> Answer<Image> {
-        let stored = async {
-            let mut image = self.images.put(label, expected.as_deref(), content).await?;
-            image.disk = match self.inspect(&image).await {
-                Ok(disk) => disk,
-                Err(fault) => {
-                    // Unless it is known already, nothing of a refused image stays.
-                    let known = self.records.images.get(&image.digest).await;
-                    if known.map_err(record)?.is_none() {
-                        self.images.delete(&image.digest).await?;
-                    }
-                    return Err(fault);
-                }
-            };
-            let kept = self.records.images.put(&image.digest, &image).await;
-            kept.map_err(record)?;
-            Ok(image)
+        let taken = self.images.put(label, expected.as_deref(), content).await;
+        let detail = json!({ "label": label });
+        let image = match taken {
+            Ok(image) => image,
+            Err(fault) => {
+                let refused = Err(fault);
+                return self
+                    .audited(who, "image.add", "images", detail, refused)
+                    .await;
+            }
         };
-        let stored = stored.await;
-        let at = stored
-            .as_ref()
-            .map_or("images".into(), |i: &Image| format!("images/{}", i.digest));
-        self.audited(who, "image.add", &at, json!({ "label": label }), stored)
-            .await
+        // A client that leaves now has sent everything: what follows is done whole, whoever still waits for it.
+        let (node, who) = (self.arc()?, who.clone());
+        let kept = tokio::spawn(async move {
+            let at = format!("images/{}", image.digest);
+            let kept = node.keep_image(image).await;
+            node.audited(&who, "image.add", &at, detail, kept).await
+        });
+        kept.await.map_err(internal)?
     }
 
     async fn image_list(&self, request: PageRequest) -> Answer<Page<Image>> {
@@ -193,7 +189,7 @@ impl Service for Node {
         request: VmCreate,
     ) -> Answer<(Versioned<Vm>, Operation)> {
         let at = object(project, &request.name);
-        let detail = json!(request);
+        let detail = create::described(&request);
         let start = request.start;
         let created = create::create(self, who, project, request).await;
         let (created, warnings) = self.audited(who, "vm.create", &at, detail, created).await?;

@@ -202,6 +202,9 @@ impl Node {
         self.launcher.end(&vm.id).await?;
         let dir = self.vm_dir(&vm.id);
         tokio::fs::create_dir_all(&dir).await.map_err(internal)?;
+        // What is in it is to be found after a power failure too.
+        let above = std::fs::File::open(self.config.dir("vms")).map_err(internal)?;
+        above.sync_all().map_err(internal)?;
         let hardware = self.hardware(vm).await?;
         let socket = dir.join("vmm.sock");
         match std::fs::remove_file(&socket) {
@@ -315,10 +318,8 @@ impl Node {
         }
     }
 
-    /// Removes a machine with all that is its own. It must not run.
+    /// Removes a machine with all that is its own. It must not run, and the caller holds its life.
     pub(crate) async fn remove(&self, vm: &Vm) -> Answer<()> {
-        let life = self.life(&vm.id);
-        let _life = life.lock().await;
         self.launcher.end(&vm.id).await?;
         let key = VmKey {
             project: vm.project.clone(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::pattern;
-use dwcp_guest::said::{DiskStep, NetLease};
+use dwcp_guest::said::{BalloonReported, DiskStep, NetLease};
 use dwcp_sdk::Client;
 use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, VmCreate};
 use dwcp_wan::{Queue, Settings};
@@ -61,6 +61,7 @@ async fn a_vendors_image_becomes_a_machine() {
     is_reached(&bed).await;
     goes_on(&bed).await;
     is_bound(&bed).await;
+    as_many_disks_as_are_allowed(client, &image.digest).await;
     client.vm_delete(PROJECT, "web", true).await.unwrap();
     client.image_delete(&image.digest).await.unwrap();
 }
@@ -100,6 +101,12 @@ async fn machine(client: &Client, digest: &str) {
     let good = lines.iter().filter_map(|line| DiskStep::parse(line));
     let good = good.filter(|step| step.number == 1 && step.outcome == "ok");
     assert!(good.count() >= 6, "{lines:#?}");
+    // What it does not use, it gives back.
+    let reported = said_until(client, ": reported ").await;
+    let reported = reported
+        .iter()
+        .find_map(|line| BalloonReported::parse(line));
+    assert!(reported.is_some_and(|balloon| balloon.reported > 0));
     let vm = client.vm_get(PROJECT, "web").await.unwrap();
     let names: Vec<_> = vm.spec.disks.iter().map(|disk| &*disk.name).collect();
     assert_eq!(names, ["root", "data"]);
@@ -172,6 +179,33 @@ async fn goes_on(bed: &Bed) {
     assert_eq!(&mark, b"the mark");
 }
 
+/// The most that a machine may have starts, and one more is refused before anything is made.
+async fn as_many_disks_as_are_allowed(client: &Client, digest: &str) {
+    let disk = |number| DiskSpec {
+        name: format!("disk-{number}"),
+        image: Some(digest.to_owned()),
+        size_bytes: 0,
+        read_only: false,
+        operations_per_second: None,
+        bytes_per_second: None,
+    };
+    let mut request = VmCreate {
+        image: Some(digest.to_owned()),
+        memory_bytes: Some(64 * MIB),
+        disks: (1..16).map(disk).collect(),
+        networks: Some(vec!["default".into(); 4]),
+        ..VmCreate::new("many")
+    };
+    let created = client.vm_create(PROJECT, &request).await.unwrap();
+    client.operation_wait(&created.operation.id).await.unwrap();
+    let vm = client.vm_get(PROJECT, "many").await.unwrap();
+    assert_eq!((vm.spec.disks.len(), vm.phase.as_str()), (16, "running"));
+    client.vm_delete(PROJECT, "many", true).await.unwrap();
+    request.disks.push(disk(16));
+    let refused = client.vm_create(PROJECT, &request).await.unwrap_err();
+    assert!(refused.to_string().contains("16 disks"), "{refused}");
+}
+
 /// What is of its host cannot move, and says so.
 async fn is_bound(bed: &Bed) {
     let request = MigrateRequest {
@@ -213,7 +247,7 @@ fn vendor(scratch: &Path) -> PathBuf {
     std::fs::write(root.join("boot/vmlinuz-6.12.0-cloud"), dwcp_guest::elf()).unwrap();
     let configuration = "menuentry 'Vendor' {\n\
         linux /boot/vmlinuz-6.12.0-cloud root=UUID=11111111-2222-3333-4444-555555555555 ro fill_mib=4 seed=99 \
-        disk=check disk_only=1 disk_mib=2 net=dhcp net=echo:7\n}\n";
+        disk=check disk_only=1 disk_mib=2 net=dhcp net=echo:7 balloon=report\n}\n";
     std::fs::write(root.join("boot/grub/grub.cfg"), configuration).unwrap();
     let raw = scratch.join("disk.raw");
     std::fs::File::create(&raw)

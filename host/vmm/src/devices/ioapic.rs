@@ -1,7 +1,7 @@
 //! The I/O APIC (Intel 82093AA): 24 lines in, messages to the CPUs' local APICs out.
 //!
 //! It lives in this process, not in KVM: KVM's own interrupt controllers and timer take tens of milliseconds to tear
-//! down, and nothing but the serial port and the power button uses lines. A line that is a level is sent again after
+//! down, and nothing but the serial port, the power button and the generation uses lines. A line that is a level is sent again after
 //! the guest's end of interrupt if it is still high, so KVM has to report those ends: it learns of level lines by
 //! their routes.
 

@@ -20,7 +20,7 @@ use crate::devices::{
     Backend, ConsoleBuffer, DeviceError, Devices, Function, Kind as DeviceKind, Order, PciBus,
     Terminal, window_of,
 };
-use crate::end::EndNotice;
+use crate::end::{EndNotice, GuestEnd};
 use crate::kvm::{KvmError, Vm};
 use crate::protocol::{Phase, Status};
 use crate::state::StateError;
@@ -347,11 +347,16 @@ impl Machine {
         }
         self.pause.store(true, Ordering::SeqCst);
         self.vcpus.iter().for_each(Vcpu::kick);
-        for vcpu in &self.vcpus {
-            vcpu.wait_standing()?;
+        let stood = self.vcpus.iter().try_for_each(Vcpu::wait_standing);
+        let stood = stood.map_err(RequestError::from);
+        let stopped = stood.and_then(|()| Ok(self.order_devices(|| Order::Pause)?));
+        if let Err(error) = stopped {
+            // Neither running nor paused: nobody could say any more what it is.
+            self.end
+                .tell(GuestEnd::Failed(crate::process::sentence(&error)));
+            return Err(error);
         }
         self.phase = Phase::Paused;
-        self.order_devices(|| Order::Pause)?;
         match self.end.get() {
             Some(_) => Err(RequestError::Ended),
             None => Ok(()),

@@ -1,7 +1,7 @@
-//! Firecracker beside ours: the same guest, memory and processors, configured from a file, without its jailer.
+//! Firecracker beside ours: the same guest, memory, processors, disk and tap, configured from a file, without its jailer.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,50 @@ use anyhow::{Context, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::json;
 
+use super::launcher::Bench;
+
 /// A Firecracker program, ready to be run again and again.
 #[derive(Debug)]
 pub struct Firecracker {
     program: PathBuf,
     config: PathBuf,
     version: String,
+    _tap: Tap,
+}
+
+/// A tap that is there as long as this is held.
+#[derive(Debug)]
+struct Tap;
+
+impl Tap {
+    const NAME: &str = "dwbn-fc";
+
+    fn new() -> anyhow::Result<Self> {
+        // One that an earlier run left, if it was killed.
+        let _ = ip(&["tuntap", "del", "dev", Self::NAME, "mode", "tap"]);
+        ip(&["tuntap", "add", "dev", Self::NAME, "mode", "tap"])?;
+        let tap = Self;
+        ip(&["link", "set", Self::NAME, "up"])?;
+        Ok(tap)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = ip(&["tuntap", "del", "dev", Self::NAME, "mode", "tap"]);
+    }
+}
+
+fn ip(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new("ip").args(arguments).output();
+    let output = output.context("ip does not start (Debian's package iproute2)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "ip {}: {said}",
+        arguments.join(" ")
+    );
+    Ok(())
 }
 
 /// What one run took, ms.
@@ -28,7 +66,7 @@ pub struct OtherRun {
 
 impl Firecracker {
     /// Asks the program for its version and writes its configuration into `dir`.
-    pub fn new(program: PathBuf, dir: &Path, kernel: &Path, cmdline: &str) -> anyhow::Result<Self> {
+    pub fn new(program: PathBuf, bench: &Bench, cmdline: &str) -> anyhow::Result<Self> {
         let said = Command::new(&program)
             .arg("--version")
             .output()
@@ -40,10 +78,14 @@ impl Firecracker {
             "{} is no Firecracker: its --version says {version:?}",
             program.display()
         );
-        let config = dir.join("firecracker.json");
+        let tap = Tap::new()?;
+        let config = bench.dir().join("firecracker.json");
         let text = json!({
-            "boot-source": { "kernel_image_path": kernel, "boot_args": cmdline },
-            "drives": [],
+            "boot-source": { "kernel_image_path": bench.kernel()?, "boot_args": cmdline },
+            "drives": [{
+                "drive_id": "disk", "path_on_host": bench.disk()?, "is_root_device": false, "is_read_only": false,
+            }],
+            "network-interfaces": [{ "iface_id": "net", "host_dev_name": Tap::NAME }],
             "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
         });
         fs::write(&config, text.to_string())?;
@@ -51,6 +93,7 @@ impl Firecracker {
             program,
             config,
             version,
+            _tap: tap,
         })
     }
 

@@ -11,12 +11,21 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use dwcp_launch::Client;
-use dwcp_launch::protocol::{ChildId, ChildState};
+use dwcp_launch::protocol::{ChildId, ChildState, NetworkKind, NicSpec};
 use dwcp_vmm::client::VmmClient;
-use dwcp_vmm::config::{Boot, VmConfig};
+use dwcp_vmm::config::{Boot, Device, DiskFormat, DiskLimits, NetLimits, VmConfig};
 
 use crate::host::{COMES_UP, end};
 use crate::programs::Programs;
+
+/// What the names of this run's bridge and taps begin with, so that they are not a host's.
+const PREFIX: &str = "dwbn";
+const NETWORK: &str = "bench";
+const SUBNET: &str = "10.99.0.0/24";
+const ADDRESS: &str = "10.99.0.2/24";
+const MAC: &str = "02:00:00:00:00:02";
+/// Of the disk that every VM has.
+const DISK_BYTES: u64 = 64 << 20;
 
 /// A running launcher.
 #[derive(Debug)]
@@ -34,7 +43,7 @@ impl Launcher {
         let process = Command::new(programs.path("dwcp-launch"))
             .arg("--socket")
             .arg(dir.path().join("launch.sock"))
-            .args(["--allow-uid", "0"])
+            .args(["--allow-uid", "0", "--network-prefix", PREFIX])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(dir.path().join("launcher.log"))?)
@@ -42,12 +51,18 @@ impl Launcher {
             .context("The launcher does not start")?;
         let launcher = Self { process, dir };
         let deadline = Instant::now() + COMES_UP;
-        while let Err(error) = launcher.bench().client() {
-            if Instant::now() > deadline {
-                return Err(error);
+        let mut client = loop {
+            match launcher.bench().client() {
+                Ok(client) => break client,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
             }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        };
+        client.ensure_network(
+            &NETWORK.parse()?,
+            NetworkKind::Isolated,
+            Some(SUBNET.parse()?),
+        )?;
         Ok(launcher)
     }
 
@@ -83,6 +98,7 @@ pub struct Prepared {
     listener: UnixListener,
     log_file: File,
     kernel: File,
+    disk: File,
 }
 
 impl Bench {
@@ -113,13 +129,26 @@ impl Bench {
         Ok(path)
     }
 
-    /// Prepares one vCPU and 128 MiB with our guest.
+    /// A disk, empty and sparse.
+    pub fn disk(&self) -> anyhow::Result<PathBuf> {
+        let path = self.dir.join("disk.raw");
+        if !path.exists() {
+            File::create(&path)?.set_len(DISK_BYTES)?;
+        }
+        Ok(path)
+    }
+
+    /// Prepares one vCPU and 128 MiB with our guest, a disk and a network card.
     pub fn prepare(&self, id: &str, cmdline: &str) -> anyhow::Result<Prepared> {
         let socket = self.dir.join(format!("{id}.sock"));
         let log = self.dir.join(format!("{id}.log"));
         Ok(Prepared {
             id: id.parse()?,
-            config: config(id, cmdline),
+            config: VmConfig {
+                devices: vec![Device::Rng, Device::Balloon, disk(), card()?],
+                ..config(id, cmdline)
+            },
+            disk: open_disk(&self.disk()?)?,
             listener: UnixListener::bind(&socket)?,
             log_file: File::options().create(true).append(true).open(&log)?,
             kernel: File::open(self.kernel()?)?,
@@ -129,7 +158,32 @@ impl Bench {
     }
 }
 
-/// One vCPU and 128 MiB.
+/// The disk of every VM.
+pub fn disk() -> Device {
+    Device::Block {
+        id: "disk".into(),
+        read_only: false,
+        chain: vec![DiskFormat::Raw],
+        queues: 1,
+        limits: DiskLimits::default(),
+    }
+}
+
+/// Opens the disk's file as a VM needs it.
+pub fn open_disk(path: &Path) -> anyhow::Result<File> {
+    Ok(File::options().read(true).write(true).open(path)?)
+}
+
+fn card() -> anyhow::Result<Device> {
+    Ok(Device::Net {
+        mac: MAC.parse()?,
+        mtu: 1500,
+        told: None,
+        limits: NetLimits::default(),
+    })
+}
+
+/// One vCPU and 128 MiB, no devices.
 pub fn config(id: &str, cmdline: &str) -> VmConfig {
     VmConfig {
         id: id.to_owned(),
@@ -161,9 +215,23 @@ impl Prepared {
             self.listener.as_fd(),
             self.log_file.as_fd(),
             self.kernel.as_fd(),
+            self.disk.as_fd(),
         ];
         let config = serde_json::to_value(&self.config)?;
-        Ok(client.spawn_vmm(&self.id, self.config.memory_bytes, config, &descriptors)?)
+        let nic = NicSpec {
+            mac: MAC.parse()?,
+            address: ADDRESS.parse()?,
+            network: NETWORK.parse()?,
+        };
+        let memory_bytes = self.config.memory_bytes;
+        Ok(client.spawn_vmm_with(
+            &self.id,
+            memory_bytes,
+            DISK_BYTES,
+            config,
+            &descriptors,
+            &[nic],
+        )?)
     }
 
     /// Connects to the process. Nothing races: the socket was bound before it started.

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use dwcp_launch::{Client, Exits};
 use dwcp_memory::MemorySize;
+use dwcp_vmm::config::{Device, VmConfig};
 use dwcp_vmm::spawn::{GuestFiles, Plan, spawn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::figure::{Figure, median};
 use super::firecracker::{Firecracker, OtherRun};
-use super::launcher::{Bench, Launcher, check_reset, config};
+use super::launcher::{Bench, Launcher, check_reset, config, disk, open_disk};
 use super::say;
 use crate::programs::Programs;
 
@@ -26,7 +27,7 @@ const RUNS: usize = 101;
 const CMDLINE: &str = "exit=reset";
 /// A guest that has not reset itself after this long never will.
 const DEADLINE: Duration = Duration::from_secs(60);
-const NOTE: &str = "128 MiB, 1 vCPU; neither block nor net attached: there are no such devices yet";
+const NOTE: &str = "128 MiB, 1 vCPU";
 
 pub async fn measure(firecracker: Option<PathBuf>) -> anyhow::Result<Vec<Figure>> {
     let programs = Programs::find()?;
@@ -61,7 +62,7 @@ fn rounds(
     firecracker: Option<PathBuf>,
 ) -> anyhow::Result<Vec<Figure>> {
     let firecracker = firecracker
-        .map(|path| Firecracker::new(path, bench.dir(), &bench.kernel()?, CMDLINE))
+        .map(|path| Firecracker::new(path, bench, CMDLINE))
         .transpose()?;
     let mut client = bench.client()?;
     let mut exits = bench.client()?.watch()?;
@@ -104,12 +105,12 @@ fn figures(runs: &Runs, firecracker: Option<&Firecracker>) -> anyhow::Result<Vec
         finish(
             Figure::of(1, "start_ms", &of(|at| at.ended), "ms", goal)?,
             &other_ms,
-            "through dwcp-launch, jail and seccomp on",
+            "block, net, entropy and balloon attached; through dwcp-launch, jail and seccomp on",
         )?,
         finish(
             Figure::of(1, "start_bare_ms", &runs.bare_ms, "ms", "stated")?,
             &other_ms,
-            "without dwcp-launch, so no namespaces; seccomp on",
+            "block and entropy attached; without dwcp-launch, so neither namespaces nor a tap; seccomp on",
         )?,
         finish(
             mean_of_runs(runs.cpu_ms)?,
@@ -157,7 +158,11 @@ fn through_launcher(
 }
 
 fn without_launcher(bench: &Bench, programs: &Programs) -> anyhow::Result<f64> {
-    let config = config("bare", CMDLINE);
+    let config = VmConfig {
+        devices: vec![Device::Rng, disk()],
+        ..config("bare", CMDLINE)
+    };
+    let file = open_disk(&bench.disk()?)?;
     let kernel = std::fs::File::open(bench.kernel()?)?;
     let began = Instant::now();
     let guest = GuestFiles::new(MemorySize::new(config.memory_bytes)?)?;
@@ -167,7 +172,7 @@ fn without_launcher(bench: &Bench, programs: &Programs) -> anyhow::Result<f64> {
         config: &config,
         guest: &guest,
         kernel: Some((kernel, None)),
-        devices: Vec::new(),
+        devices: vec![file.into()],
     })?;
     let process = open_process(vmm.pid())?;
     vmm.client()?.run(1)?;

@@ -96,6 +96,8 @@ pub struct Worker {
 struct Lane {
     orders: SyncSender<Order>,
     answers: Receiver<Answer>,
+    /// An answer did not come in time.
+    is_broken: bool,
 }
 
 impl Worker {
@@ -132,7 +134,11 @@ impl Worker {
             .map_err(failed)?;
         Ok(Self {
             name: name.to_owned(),
-            lane: Mutex::new(Lane { orders, answers }),
+            lane: Mutex::new(Lane {
+                orders,
+                answers,
+                is_broken: false,
+            }),
             bell,
         })
     }
@@ -151,14 +157,21 @@ impl Worker {
     /// Gives an order and waits until it was carried out.
     pub fn order(&self, order: Order) -> Result<Answer, WorkerError> {
         let silent = || WorkerError::Silent(self.name.clone());
-        let lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        if lane.is_broken {
+            return Err(silent());
+        }
         lane.orders.try_send(order).map_err(|_| silent())?;
         // Cannot fail: the thread empties it before it could be full.
         let _ = self.bell.write(1);
         match lane.answers.recv_timeout(ANSWER_TIMEOUT) {
             Ok(Answer::Unfit) => Err(WorkerError::Unfit(self.name.clone())),
             Ok(answer) => Ok(answer),
-            Err(_) => Err(silent()),
+            Err(_) => {
+                // Its answer may still come, and would be taken for that to the next order.
+                lane.is_broken = true;
+                Err(silent())
+            }
         }
     }
 

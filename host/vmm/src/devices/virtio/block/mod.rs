@@ -28,7 +28,11 @@ const QUEUE_SIZE: u16 = 256;
 /// A request is a header, data and a status.
 const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Most bytes of one discard or write of zeros.
-const CLEAR_BYTES_MAX: u64 = 1 << 30;
+const CLEAR_BYTES_MAX: u64 = 256 << 20;
+/// Most bytes of one request: no more than a slow disk moves in a few seconds.
+const REQUEST_BYTES_MAX: u64 = 64 << 20;
+/// How long a queue is served before something else is heard.
+const TURN: Duration = Duration::from_millis(20);
 const BURST: Duration = Duration::from_millis(100);
 
 const FEATURE_SEGMENTS: u64 = 1 << 2;
@@ -119,6 +123,9 @@ impl Block {
         chain: &Chain,
         writes_through: bool,
     ) -> Result<u32, Broken> {
+        if chain.readable_bytes() + chain.writable_bytes() > REQUEST_BYTES_MAX {
+            return Err(Broken::Long);
+        }
         let request = Request::parse(memory, chain)?;
         let (status, written) = match self.carry_out(memory, &request, writes_through) {
             Ok(written) => (Status::Done, written),
@@ -175,6 +182,10 @@ impl Block {
             }
             RequestKind::Discard | RequestKind::Zeroes => {
                 let range = request.cleared(memory, size, CLEAR_BYTES_MAX)?;
+                if let Some(bucket) = &mut self.bytes {
+                    // Paid for afterwards: how much it is stands inside the request.
+                    bucket.pay(range.bytes);
+                }
                 if request.kind == RequestKind::Discard {
                     self.disk.discard(range.start, range.bytes)?;
                 } else {
@@ -225,7 +236,8 @@ impl Backend for Block {
 
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), Broken> {
         let writes_through = !running.has(FEATURE_FLUSH);
-        for _ in 0..QUEUE_SIZE {
+        let until = Instant::now() + TURN;
+        while Instant::now() < until {
             let Some(chain) = running.pop(queue)? else {
                 if running.listen(queue)? {
                     running.again(queue);
