@@ -11,6 +11,8 @@
 
 pub mod client;
 pub mod config;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod process;
 pub mod protocol;
 pub mod spawn;
