@@ -81,7 +81,16 @@ fn added_by_run(name: &str) -> bool {
 
 /// Runs `cargo build --locked` with these arguments, its progress visible, and returns what it made.
 pub fn build<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Result<Vec<Executable>> {
+    build_with(arguments, &[])
+}
+
+/// The same with more environment.
+pub fn build_with<S: AsRef<std::ffi::OsStr>>(
+    arguments: &[S],
+    environment: &[(&str, OsString)],
+) -> Result<Vec<Executable>> {
     let mut child = cargo()
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .args([
             "build",
             "--locked",

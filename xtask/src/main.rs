@@ -2,7 +2,7 @@
 //!
 //! What always holds: everything that a command needs it makes or installs itself, or it names exactly what is
 //! missing; nothing is written outside the target directory and the cache directory (`$XDG_CACHE_HOME/dwcp`,
-//! else `~/.cache/dwcp`), but for the page of results that `soak` is asked to renew; a command ends with 0 only
+//! else `~/.cache/dwcp`), but for the pages of results that `soak` is asked to renew; a command ends with 0 only
 //! if all that it promises truly happened.
 //!
 //! What it must not know: how a host works. It builds, prepares and starts; what it starts judges itself.
@@ -12,9 +12,11 @@ mod cache;
 mod cargo;
 mod demo;
 mod doctor;
+mod fuzz;
 mod linux;
 mod machine;
 mod packages;
+mod parts;
 mod plugins;
 mod runner;
 mod soak;

@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: the tests that need longer, and the page of the book that shows how the last run went.
+//! `cargo xtask soak`: the tests that need longer, and the page of the book that shows how the last run went. Its part
+//! `fuzz` has a module and a page of its own.
 //!
 //! What always holds: the page says what was run, with which seed, on which machine, and what came of it, failures
 //! included; it is written only after everything ran.
@@ -11,11 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
+use crate::parts::Part;
 use crate::steps::seconds;
 use crate::summary::{self, Outcome};
 use crate::test::{self, Plan};
-use crate::tiers::{self, Tier};
-use crate::{cache, machine};
+use crate::tiers;
+use crate::{cache, fuzz, machine};
 
 /// The page without its figures.
 const PAGE: &str = include_str!("soak.md");
@@ -41,9 +43,11 @@ pub struct Arguments {
     /// The first round's seed; the next rounds count on from it (default: from the clock)
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// Run only these tiers (default: unit, faults, and the property tests of other tiers)
-    #[arg(long, value_name = "TIER", value_enum)]
-    only: Vec<Tier>,
+    /// Run only these parts (default: unit, faults, the property tests of other tiers, and fuzz)
+    #[arg(long, value_name = "PART", value_enum)]
+    only: Vec<Part>,
+    #[command(flatten)]
+    fuzz: fuzz::Wanted,
     /// Do not write the results into the book
     #[arg(long)]
     no_page: bool,
@@ -61,35 +65,47 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
     let first = arguments.seed.unwrap_or(since_epoch.as_secs());
+    let parts = match &arguments.only[..] {
+        [] => &Part::USUAL,
+        only => only,
+    };
+    let has_tiers = parts.iter().any(|part| part.tier().is_some());
     let mut rounds = Vec::new();
-    for number in 0..arguments.rounds {
+    for number in 0..if has_tiers { arguments.rounds } else { 0 } {
         let seed = first.wrapping_add(u64::from(number));
         println!(
             "==> Round {} of {}, seed {seed}",
             number + 1,
             arguments.rounds
         );
-        let stages = test::stages(&plan(arguments, seed))?;
+        let stages = test::stages(&plan(arguments, parts, seed))?;
         rounds.push(Round { seed, stages });
     }
-    if !arguments.no_page {
+    let (date, commit, machine) = (date(since_epoch), commit(), machine::one_line());
+    if has_tiers && !arguments.no_page {
         let path = cache::workspace().join(PAGE_PATH);
-        let page = page(arguments, &rounds, &date(since_epoch), &machine::one_line());
+        let page = page(arguments, &rounds, &date, &machine);
         std::fs::write(&path, page).with_context(|| format!("Cannot write {}.", path.display()))?;
         println!("Results are in {PAGE_PATH}.");
     }
-    let stages: Vec<_> = rounds.into_iter().flat_map(|round| round.stages).collect();
+    let mut stages: Vec<_> = rounds.into_iter().flat_map(|round| round.stages).collect();
+    if parts.contains(&Part::Fuzz) {
+        let about = fuzz::Run {
+            date: &date,
+            commit: &commit,
+            machine: &machine,
+            seed: first,
+        };
+        let outcome = fuzz::run(&arguments.fuzz, about, !arguments.no_page)?;
+        stages.push(("fuzz", outcome));
+    }
     print!("{}", summary::report(&stages));
     Ok(test::verdict(&stages))
 }
 
 /// The environment by which tests learn that they have time.
-fn plan(arguments: &Arguments, seed: u64) -> Plan {
-    let only = if arguments.only.is_empty() {
-        vec![Tier::Unit, Tier::Faults]
-    } else {
-        arguments.only.clone()
-    };
+fn plan(arguments: &Arguments, parts: &[Part], seed: u64) -> Plan {
+    let only = parts.iter().filter_map(|part| part.tier()).collect();
     let also = match arguments.only.is_empty() {
         true => tiers::PROPERTIES.to_vec(),
         false => Vec::new(),
@@ -214,6 +230,7 @@ mod tests {
             cases: 100,
             seed: Some(7),
             only: Vec::new(),
+            fuzz: fuzz::Wanted::default(),
             no_page: false,
         };
         let rounds = [Round {

@@ -92,29 +92,7 @@ impl Destination {
             return Err(StartError::Streams);
         }
         let tls = tls::server(&config.identity(), &[config.peer_sha256], Use::Transfer)?;
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let device_state = memfd_create(c"dwcp-device-state", flags);
-        let device_state = File::from(device_state.map_err(std::io::Error::from)?);
-        let shared = Arc::new(Shared {
-            crew: Crew::new(config.streams, config.idle_timeout())?,
-            memory,
-            tls,
-            transfer: config.transfer,
-            idle_timeout: config.idle_timeout(),
-            wire_bytes: AtomicU64::new(0),
-            state: Mutex::new(State {
-                phase: Phase::Receiving,
-                ledger: Ledger::default(),
-                counts: Counts::default(),
-                state_end: 0,
-                end: None,
-                meter: Meter::new(),
-                device_state: Some(device_state.try_clone()?),
-            }),
-            device_state,
-            applied: Condvar::new(),
-            events,
-        });
+        let shared = Arc::new(Shared::new(config, memory, tls, events)?);
         let threads = crew::start(&shared.crew, &shared, receiver::work)?;
         Ok(Self { shared, threads })
     }
@@ -149,6 +127,37 @@ impl Drop for Destination {
 pub(crate) type Refused = String;
 
 impl Shared {
+    /// A transfer of which nothing has arrived.
+    pub(crate) fn new(
+        config: &MoverConfig,
+        memory: GuestMemory,
+        tls: Arc<ServerConfig>,
+        events: EventSink,
+    ) -> std::io::Result<Self> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let device_state = File::from(memfd_create(c"dwcp-device-state", flags)?);
+        Ok(Self {
+            crew: Crew::new(config.streams, config.idle_timeout())?,
+            memory,
+            tls,
+            transfer: config.transfer,
+            idle_timeout: config.idle_timeout(),
+            wire_bytes: AtomicU64::new(0),
+            state: Mutex::new(State {
+                phase: Phase::Receiving,
+                ledger: Ledger::default(),
+                counts: Counts::default(),
+                state_end: 0,
+                end: None,
+                meter: Meter::new(),
+                device_state: Some(device_state.try_clone()?),
+            }),
+            device_state,
+            applied: Condvar::new(),
+            events,
+        })
+    }
+
     /// Claims a frame: whether the caller must apply it, or it has been applied already.
     pub(crate) fn claim(&self, sequence: u64) -> Result<bool, Refused> {
         let mut state = lock(&self.state);

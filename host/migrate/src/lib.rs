@@ -16,6 +16,8 @@ mod crew;
 mod cursor;
 pub mod destination;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod ledger;
 mod link;
 pub mod protocol;

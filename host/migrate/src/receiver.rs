@@ -143,14 +143,19 @@ impl<'a> Receiver<'a> {
 }
 
 /// How a frame is answered.
-enum Answer {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
     Nothing,
     Ack,
     AckWhenComplete,
 }
 
 /// Applies one frame, unless it has been applied; the text of an error says what the peer did.
-fn apply(shared: &Shared, decoder: &mut Decoder, frame: &Frame<'_>) -> Result<Answer, String> {
+pub(crate) fn apply(
+    shared: &Shared,
+    decoder: &mut Decoder,
+    frame: &Frame<'_>,
+) -> Result<Answer, String> {
     let header = &frame.header;
     let sequence = header.sequence;
     match header.kind {

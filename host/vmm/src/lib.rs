@@ -12,6 +12,8 @@
 pub mod client;
 pub mod config;
 pub mod dhcp;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod process;
 pub mod protocol;
 pub mod spawn;
@@ -26,8 +28,3 @@ mod kvm;
 mod machine;
 mod server;
 mod vcpu;
-
-/// What fuzz targets play with; no part of the interface.
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub use devices::fuzzing;
