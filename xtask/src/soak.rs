@@ -212,9 +212,10 @@ mod tests {
             cases: 100,
             seed: Some(7),
             only: Vec::new(),
+            fuzz: fuzz::Wanted::default(),
             no_page: true,
         };
-        let plan = plan(&arguments, 7);
+        let plan = plan(&arguments, &Part::USUAL, 7);
         for name in ["DWCP_SEED", "DWCP_FAULT_SEED", "PROPTEST_RNG_SEED"] {
             let set = plan.environment.iter().find(|(key, _)| key == name);
             assert_eq!(set.map(|(_, value)| value.as_str()), Some("7"), "{name}");

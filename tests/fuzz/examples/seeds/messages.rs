@@ -46,6 +46,8 @@ fn confined() -> Made<Vec<Seed>> {
             cmdline: "console=ttyS0".into(),
             initrd: true,
         },
+        generation: None,
+        devices: vec![dwcp_vmm::config::Device::Rng],
     };
     let incoming = VmConfig {
         boot: Boot::Incoming,
@@ -58,6 +60,8 @@ fn confined() -> Made<Vec<Seed>> {
         memory_bytes: 256 << 20,
         exits: vec![10, 20],
         serial_bytes: 99,
+        cpu_ns: vec![1, 2],
+        devices: Vec::new(),
     });
     let round = mover::RoundDone {
         pages: 10,
@@ -131,6 +135,8 @@ fn launcher() -> Made<Vec<Seed>> {
         id: id.clone(),
         memory_bytes: 256 << 20,
         config: json!({ "id": "vm-1", "vcpus": 2 }),
+        file_bytes: 0,
+        nics: Vec::new(),
     };
     let spawn_mover = launch::Request::SpawnMover {
         id: "m-1".parse()?,

@@ -3,6 +3,7 @@
 
 mod audit;
 mod channel;
+mod devices;
 mod kernel;
 mod ladder;
 mod marketplace;
@@ -35,6 +36,8 @@ pub static TARGETS: &[Target] = &[
     target("stream", 8 * KIB, 4 * MIB, stream::stream),
     // From guests.
     target("guest-pages", 16 * KIB, 8 * MIB, ladder::encode),
+    target("devices", 16 * KIB, 64 * MIB, devices::devices),
+    target("dhcp", 2 * KIB, MIB, devices::dhcp),
     // From whoever made an image.
     target("kernel", 32 * KIB, MIB, kernel::kernel),
     // From a host that saved a state.
