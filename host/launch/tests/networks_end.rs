@@ -461,7 +461,8 @@ fn a_network_costs_a_start_little() {
         client.forget(&id(&format!("vm-{vm}"))).unwrap();
     }
     wait_for("descriptors to be closed", || {
-        bed.launcher.open_descriptors() == descriptors
+        // Fewer: a connection that was ending when they were counted.
+        bed.launcher.open_descriptors() <= descriptors
     });
 }
 
