@@ -169,14 +169,23 @@ fn chosen(mut have: Vec<Listed>, asked: &[String]) -> Result<Vec<Listed>> {
 
 /// Fails unless the engine finds what was planted.
 fn find_planted(program: &Path, seed: u64) -> Result<()> {
-    let folder = cache::directory()?.join("fuzz").join(PLANTED);
-    empty(&folder)?;
+    let work = cache::directory()?.join("fuzz").join(PLANTED);
+    let (kept, findings) = (work.join("kept"), work.join("findings"));
+    empty(&kept)?;
+    empty(&findings)?;
     let planted = Listed {
         name: PLANTED.into(),
         input_bytes_max: 64,
     };
-    let corpus = corpus_in_clone(PLANTED);
-    let out = engine(program, &planted, PLANTED_SECONDS, seed, &folder, &corpus)?;
+    let folders = with_clone(kept, PLANTED);
+    let out = engine(
+        program,
+        &planted,
+        PLANTED_SECONDS,
+        seed,
+        &findings,
+        &folders,
+    )?;
     if !out.contains("the planted mistake") {
         bail!(
             "The engine did not find the planted mistake in {PLANTED_SECONDS} s: the build is not instrumented.\n{}",
@@ -193,8 +202,7 @@ fn search(program: &Path, target: &Listed, seconds: u32, seed: u64) -> Result<Se
     let findings = work.join("findings").join(&target.name);
     fs::create_dir_all(&kept).with_context(|| format!("Cannot make {}.", kept.display()))?;
     empty(&findings)?;
-    let mut folders = vec![kept];
-    folders.extend(corpus_in_clone(&target.name));
+    let folders = with_clone(kept, &target.name);
     let out = engine(program, target, seconds, seed, &findings, &folders)?;
     let mut search = read(&target.name, &out);
     if let Some(finding) = &search.finding {
@@ -211,13 +219,12 @@ fn search(program: &Path, target: &Listed, seconds: u32, seed: u64) -> Result<Se
     Ok(search)
 }
 
-/// The folders of a target's kept inputs in the clone.
-fn corpus_in_clone(target: &str) -> Vec<PathBuf> {
+/// Where a search begins: what is kept, and what is in the clone. libFuzzer writes into the first folder only.
+fn with_clone(kept: PathBuf, target: &str) -> Vec<PathBuf> {
     let clone = cache::workspace().join("tests/fuzz");
     let folders = ["corpus", "regressions"].map(|folder| clone.join(folder).join(target));
-    folders
-        .into_iter()
-        .filter(|folder| folder.is_dir())
+    std::iter::once(kept)
+        .chain(folders.into_iter().filter(|folder| folder.is_dir()))
         .collect()
 }
 

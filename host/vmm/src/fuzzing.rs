@@ -8,7 +8,8 @@ use dwcp_memory::GuestMemory;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::boot::{self, Entry, Fresh};
-use crate::devices::{IoApicState, PowerState, SerialRegisters};
+use crate::config::Generation;
+use crate::devices::{FUNCTIONS_MAX, FunctionState, IoApicState, PowerState, SerialRegisters};
 use crate::kvm::{MachineState, VcpuState};
 use crate::state::{StateError, StateReader, StateWriter};
 
@@ -37,8 +38,8 @@ pub fn load_kernel(
     }
 }
 
-/// Reads a device state as a machine without devices on its bus does that is asked to `Load` it, up to where its values are handed to KVM and the
-/// devices, and writes what was read.
+/// Reads a device state as a machine does that is asked to `Load` it, up to where its values are handed to KVM and the
+/// devices, and writes what was read. The machine has whatever virtio devices the state has.
 ///
 /// # Errors
 /// When it is refused.
@@ -55,6 +56,16 @@ pub fn read_device_state(bytes: &[u8]) -> Result<Vec<u8>, StateError> {
     copy.section::<IoApicState>("ioapic")?;
     copy.section::<SerialRegisters>("serial")?;
     copy.section::<PowerState>("power")?;
+    copy.section::<Generation>("generation")?;
+    copy.section::<u32>("pci")?;
+    for kind in ["rng", "balloon", "block", "console", "vsock", "net"] {
+        for slot in 1..=FUNCTIONS_MAX {
+            match copy.section::<FunctionState>(&format!("{kind}-{slot}")) {
+                Ok(_) | Err(StateError::Missing(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
     copy.from.finish()?;
     Ok(copy.to.finish())
 }

@@ -47,7 +47,7 @@ fn every_target_has_a_corpus_and_every_folder_a_target() {
 fn a_mistake_is_reported_with_its_input() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("input");
-    fs::write(&file, b"zuf-pcwdodd").unwrap();
+    fs::write(&file, b"zuf-pcwd!!ez").unwrap();
     let wrong = replay(Target::named("planted").unwrap(), &[file]);
     assert_eq!(wrong.len(), 1);
     assert!(wrong[0].starts_with("planted: ") && wrong[0].ends_with("/input"));

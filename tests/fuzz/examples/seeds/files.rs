@@ -1,5 +1,6 @@
 //! Seeds of files: kernels, device states, audit logs, marketplaces.
 
+use dwcp_vmm::config::Generation;
 use dwcp_vmm::state::StateWriter;
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
@@ -130,6 +131,8 @@ fn device_state() -> Made<Vec<u8>> {
     );
     state.put("serial", 1, &serial)?;
     state.put("power", 1, &(0u16, 0u16, 1u16))?;
+    state.put("generation", 1, &Generation([7; 16]))?;
+    state.put("pci", 1, &0x8000_0800u32)?;
     let state = state.finish();
     // What the VMM would refuse is no start for a search.
     dwcp_vmm::fuzzing::read_device_state(&state)?;

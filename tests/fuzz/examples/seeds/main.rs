@@ -3,8 +3,10 @@
 //!
 //! What always holds: a seed is small, and written by the code that writes such messages where there is such code.
 
+mod devices;
 mod files;
 mod messages;
+mod snapshots;
 mod transfers;
 
 use std::path::Path;
@@ -16,7 +18,14 @@ type Seed = (&'static str, &'static str, Vec<u8>);
 
 fn main() -> Made {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    let seeds = [messages::seeds()?, transfers::seeds()?, files::seeds()?].concat();
+    let seeds = [
+        messages::seeds()?,
+        transfers::seeds()?,
+        files::seeds()?,
+        snapshots::seeds()?,
+        devices::seeds(),
+    ]
+    .concat();
     for (target, name, bytes) in &seeds {
         let folder = corpus.join(target);
         std::fs::create_dir_all(&folder)?;

@@ -4,7 +4,7 @@ use dwcp_channel::Channel;
 use dwcp_control::ownership::Ownership;
 use dwcp_launch::protocol as launch;
 use dwcp_migrate::protocol as mover;
-use dwcp_vmm::config::{Boot, VmConfig};
+use dwcp_vmm::config::{Boot, ConsoleSize, Device, Generation, VmConfig};
 use dwcp_vmm::protocol as vmm;
 use serde::Serialize;
 use serde_json::json;
@@ -46,11 +46,17 @@ fn confined() -> Made<Vec<Seed>> {
             cmdline: "console=ttyS0".into(),
             initrd: true,
         },
-        generation: None,
-        devices: vec![dwcp_vmm::config::Device::Rng],
+        generation: Some(Generation([7; 16])),
+        devices: vec![
+            Device::Rng,
+            Device::Balloon,
+            Device::Console(ConsoleSize::default()),
+            Device::Vsock { cid: 3 },
+        ],
     };
     let incoming = VmConfig {
         boot: Boot::Incoming,
+        generation: None,
         ..fresh.clone()
     };
     let status = vmm::Reply::Status(vmm::Status {
@@ -59,8 +65,8 @@ fn confined() -> Made<Vec<Seed>> {
         vcpus: 2,
         memory_bytes: 256 << 20,
         exits: vec![10, 20],
+        cpu_ns: vec![30, 40],
         serial_bytes: 99,
-        cpu_ns: vec![1, 2],
         devices: Vec::new(),
     });
     let round = mover::RoundDone {
@@ -135,7 +141,7 @@ fn launcher() -> Made<Vec<Seed>> {
         id: id.clone(),
         memory_bytes: 256 << 20,
         config: json!({ "id": "vm-1", "vcpus": 2 }),
-        file_bytes: 0,
+        file_bytes: 1 << 30,
         nics: Vec::new(),
     };
     let spawn_mover = launch::Request::SpawnMover {

@@ -1,4 +1,8 @@
-//! What a guest's drivers do to virtio devices, and what a guest asks by DHCP.
+//! Virtio devices: what a guest's driver writes to registers and memory, when it kicks, and what comes from outside
+//! meanwhile; and what a guest asks by DHCP.
+//!
+//! The VMM's own door makes a guest of the input; here each device gets a target of its own, so that a search learns
+//! one device's order of things.
 
 use std::net::Ipv4Addr;
 
@@ -7,13 +11,33 @@ use dwcp_vmm::fuzzing::{Played, play};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// The first byte chooses the device; the rest is what its driver and its queues do.
-pub(super) fn devices(input: &[u8]) {
-    let Some((first, rest)) = input.split_first() else {
-        return;
-    };
-    let device: Played = Played::ALL[usize::from(*first) % Played::ALL.len()];
-    play(device, rest);
+pub(super) fn balloon(input: &[u8]) {
+    play(Played::Balloon, input);
+}
+
+/// The first byte says whether the disk may be changed.
+pub(super) fn block(input: &[u8]) {
+    match input.split_first() {
+        Some((0, rest)) => play(Played::ReadOnlyBlock, rest),
+        Some((_, rest)) => play(Played::Block, rest),
+        None => {}
+    }
+}
+
+pub(super) fn console(input: &[u8]) {
+    play(Played::Console, input);
+}
+
+pub(super) fn net(input: &[u8]) {
+    play(Played::Net, input);
+}
+
+pub(super) fn rng(input: &[u8]) {
+    play(Played::Rng, input);
+}
+
+pub(super) fn vsock(input: &[u8]) {
+    play(Played::Vsock, input);
 }
 
 /// A frame of the guest's.

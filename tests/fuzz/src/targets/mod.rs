@@ -4,6 +4,7 @@
 mod audit;
 mod channel;
 mod devices;
+mod image;
 mod kernel;
 mod ladder;
 mod marketplace;
@@ -12,6 +13,7 @@ mod names;
 mod planted;
 mod receiver;
 mod session;
+mod snapshot;
 mod state;
 mod stream;
 mod wire;
@@ -36,12 +38,19 @@ pub static TARGETS: &[Target] = &[
     target("stream", 8 * KIB, 4 * MIB, stream::stream),
     // From guests.
     target("guest-pages", 16 * KIB, 8 * MIB, ladder::encode),
-    target("devices", 16 * KIB, 64 * MIB, devices::devices),
     target("dhcp", 2 * KIB, MIB, devices::dhcp),
+    target("virtio-balloon", 4 * KIB, 4 * MIB, devices::balloon),
+    target("virtio-block", 4 * KIB, 4 * MIB, devices::block),
+    target("virtio-console", 4 * KIB, 4 * MIB, devices::console),
+    target("virtio-net", 4 * KIB, 4 * MIB, devices::net),
+    target("virtio-rng", 4 * KIB, 4 * MIB, devices::rng),
+    target("virtio-vsock", 4 * KIB, 4 * MIB, devices::vsock),
     // From whoever made an image.
     target("kernel", 32 * KIB, MIB, kernel::kernel),
+    target("image", 128 * KIB, 64 * MIB, image::image),
     // From a host that saved a state.
     target("device-state", 32 * KIB, MIB, state::device_state),
+    target("snapshot", 32 * KIB, 16 * MIB, snapshot::snapshot),
     // From confined processes, and from daemons to them.
     target("channel", 16 * KIB, 9 * MIB, channel::channel),
     target("last-words", 8 * KIB, 64 * KIB, words::last_words),
