@@ -20,7 +20,7 @@ pub use qcow2::ChainDisk;
 pub use raw::RawDisk;
 use request::{Kind as RequestKind, Range, Request, SECTOR_BYTES, Status};
 
-use super::limit::Bucket;
+use super::limit::Limits;
 use super::{Backend, Broken, Chain, Counters, Kind, OwnRegisters, Rules, Running, queue};
 use crate::config::DiskLimits;
 
@@ -33,7 +33,6 @@ const CLEAR_BYTES_MAX: u64 = 256 << 20;
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
 /// How long a queue is served before something else is heard.
 const TURN: Duration = Duration::from_millis(20);
-const BURST: Duration = Duration::from_millis(100);
 
 const FEATURE_SEGMENTS: u64 = 1 << 2;
 const FEATURE_READ_ONLY: u64 = 1 << 5;
@@ -51,11 +50,9 @@ pub struct Block {
     queues: u16,
     registers: Arc<OwnRegisters>,
     counters: Arc<Counters>,
-    operations: Option<Bucket>,
-    bytes: Option<Bucket>,
-    /// Queues that wait for a limit, and until when.
+    limits: Limits,
+    /// Queues that wait for a limit.
     waits: u64,
-    wakes_at: Option<Instant>,
 }
 
 impl Block {
@@ -71,12 +68,6 @@ impl Block {
         for (place, byte) in padded.iter_mut().zip(id.bytes()) {
             *place = byte;
         }
-        let now = Instant::now();
-        let bucket = |rate: Option<std::num::NonZeroU64>| {
-            let rate = rate?.get();
-            let burst = (rate as f64 * BURST.as_secs_f64()) as u64;
-            Some(Bucket::new(rate, burst, now))
-        };
         Self {
             registers: Arc::new(OwnRegisters::new(
                 registers(disk.bytes() / SECTOR_BYTES, queues),
@@ -87,34 +78,9 @@ impl Block {
             is_read_only,
             queues,
             counters: Arc::default(),
-            operations: bucket(limits.operations_per_second),
-            bytes: bucket(limits.bytes_per_second),
+            limits: Limits::new(limits.operations_per_second, limits.bytes_per_second),
             waits: 0,
-            wakes_at: None,
         }
-    }
-
-    /// Whether the limits let a request through; if not, the device wakes when they do.
-    fn may(&mut self, bytes: u64) -> bool {
-        let now = Instant::now();
-        let mut wait = Duration::ZERO;
-        for (bucket, cost) in [(&mut self.operations, 1), (&mut self.bytes, bytes)] {
-            if let Some(bucket) = bucket
-                && !bucket.has(cost, now)
-            {
-                wait = wait.max(bucket.wait(cost));
-            }
-        }
-        if wait > Duration::ZERO {
-            self.wakes_at = Some(now + wait);
-            return false;
-        }
-        for (bucket, cost) in [(&mut self.operations, 1), (&mut self.bytes, bytes)] {
-            if let Some(bucket) = bucket {
-                bucket.pay(cost);
-            }
-        }
-        true
     }
 
     fn answer(
@@ -182,10 +148,8 @@ impl Block {
             }
             RequestKind::Discard | RequestKind::Zeroes => {
                 let range = request.cleared(memory, size, CLEAR_BYTES_MAX)?;
-                if let Some(bucket) = &mut self.bytes {
-                    // Paid for afterwards: how much it is stands inside the request.
-                    bucket.pay(range.bytes);
-                }
+                // Paid for afterwards: how much it is stands inside the request.
+                self.limits.pay_bytes(range.bytes);
                 if request.kind == RequestKind::Discard {
                     self.disk.discard(range.start, range.bytes)?;
                 } else {
@@ -244,11 +208,13 @@ impl Backend for Block {
                 }
                 return running.tell(queue);
             };
-            if !self.may(chain.readable_bytes() + chain.writable_bytes()) {
+            let bytes = chain.readable_bytes() + chain.writable_bytes();
+            if !self.limits.allow(bytes) {
                 running.put_back(queue);
                 self.waits |= 1 << queue;
                 return running.tell(queue);
             }
+            self.limits.pay(bytes);
             let written = self.answer(running.memory(), &chain, writes_through)?;
             running.push(queue, chain.head, written)?;
         }
@@ -264,11 +230,13 @@ impl Backend for Block {
     }
 
     fn wakes_at(&self) -> Option<Instant> {
-        self.wakes_at
+        self.limits.waits_until()
     }
 
     fn wake(&mut self, running: &mut Running) -> Result<(), Broken> {
-        self.wakes_at = None;
+        if !self.limits.is_over(Instant::now()) {
+            return Ok(());
+        }
         let waits = std::mem::take(&mut self.waits);
         for queue in (0..usize::from(self.queues)).filter(|queue| waits & 1 << queue != 0) {
             running.again(queue);
@@ -288,7 +256,7 @@ impl Backend for Block {
 
     fn reset(&mut self) {
         self.waits = 0;
-        self.wakes_at = None;
+        self.limits.forget_wait();
     }
 }
 

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dwcp_jail::{Condition, allow};
 use dwcp_memory::GuestRange;
@@ -22,7 +22,7 @@ use nix::poll::PollFlags;
 
 use posted::Posted;
 
-use super::limit::Bucket;
+use super::limit::Limits;
 use super::{Backend, Broken, Chain, Counters, Kind, OwnRegisters, Rules, Running, queue};
 use crate::config::{MacAddress, NetLimits};
 use crate::dhcp::Responder;
@@ -47,7 +47,6 @@ const DHCP_BYTES_MIN: u64 = 14 + 20 + 8;
 const DHCP_BYTES_MAX: u64 = 1514;
 /// As much of a frame, with its header, as says whether it may.
 const PEEKED_BYTES: usize = (HEADER_BYTES + DHCP_BYTES_MIN) as usize;
-const BURST: Duration = Duration::from_millis(100);
 
 const FEATURE_CHECKSUM: u64 = 1;
 const FEATURE_GUEST_CHECKSUM: u64 = 1 << 1;
@@ -76,14 +75,6 @@ pub struct Net {
     to_guest: Limits,
 }
 
-/// What may pass in one direction.
-struct Limits {
-    frames: Option<Bucket>,
-    bytes: Option<Bucket>,
-    /// Until when nothing may.
-    waits_until: Option<Instant>,
-}
-
 impl Net {
     /// A card with this address on a tap.
     pub fn new(
@@ -108,8 +99,8 @@ impl Net {
             responder,
             replies: VecDeque::new(),
             has_room: false,
-            from_guest: Limits::new(limits),
-            to_guest: Limits::new(limits),
+            from_guest: Limits::new(limits.frames_per_second, limits.bytes_per_second),
+            to_guest: Limits::new(limits.frames_per_second, limits.bytes_per_second),
         })
     }
 
@@ -122,10 +113,11 @@ impl Net {
                 }
                 return running.tell(TRANSMIT);
             };
-            if !self.from_guest.may(chain.readable_bytes()) {
+            if !self.from_guest.allow(chain.readable_bytes()) {
                 running.put_back(TRANSMIT);
                 return running.tell(TRANSMIT);
             }
+            self.from_guest.pay(chain.readable_bytes());
             match self.answer(running, &chain)? {
                 Some(reply) if self.replies.len() < REPLIES_MAX => self.replies.push_back(reply),
                 // One that asks again is answered again.
@@ -175,7 +167,7 @@ impl Net {
     /// Gives the guest what waits at the tap.
     fn receive(&mut self, running: &mut Running) -> Result<(), Broken> {
         for _ in 0..FRAMES_AT_ONCE {
-            if !self.to_guest.may(0) || !self.post(running)? {
+            if !self.to_guest.allow(1) || !self.post(running)? {
                 break;
             }
             let taken = match self.replies.pop_front() {
@@ -344,7 +336,7 @@ impl Backend for Net {
     }
 
     fn watch(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let listens = self.has_room && self.to_guest.waits_until.is_none();
+        let listens = self.has_room && self.to_guest.waits_until().is_none();
         listens.then(|| (self.tap.as_fd(), PollFlags::POLLIN))
     }
 
@@ -353,7 +345,7 @@ impl Backend for Net {
     }
 
     fn wakes_at(&self) -> Option<Instant> {
-        let both = [self.from_guest.waits_until, self.to_guest.waits_until];
+        let both = [self.from_guest.waits_until(), self.to_guest.waits_until()];
         both.into_iter().flatten().min()
     }
 
@@ -366,59 +358,5 @@ impl Backend for Net {
             running.again(RECEIVE);
         }
         Ok(())
-    }
-}
-
-impl Limits {
-    fn new(limits: NetLimits) -> Self {
-        let now = Instant::now();
-        let bucket = |rate: Option<std::num::NonZeroU64>| {
-            let rate = rate?.get();
-            let burst = (rate as f64 * BURST.as_secs_f64()) as u64;
-            Some(Bucket::new(rate, burst, now))
-        };
-        Self {
-            frames: bucket(limits.frames_per_second),
-            bytes: bucket(limits.bytes_per_second),
-            waits_until: None,
-        }
-    }
-
-    /// Whether a frame may pass now, which it then does if it has bytes.
-    fn may(&mut self, bytes: u64) -> bool {
-        let now = Instant::now();
-        let mut wait = Duration::ZERO;
-        for (bucket, cost) in [(&mut self.frames, 1), (&mut self.bytes, bytes.max(1))] {
-            if let Some(bucket) = bucket
-                && !bucket.has(cost, now)
-            {
-                wait = wait.max(bucket.wait(cost));
-            }
-        }
-        if wait > Duration::ZERO {
-            self.waits_until = Some(now + wait);
-            return false;
-        }
-        if bytes > 0 {
-            self.pay(bytes);
-        }
-        true
-    }
-
-    fn pay(&mut self, bytes: u64) {
-        for (bucket, cost) in [(&mut self.frames, 1), (&mut self.bytes, bytes)] {
-            if let Some(bucket) = bucket {
-                bucket.pay(cost);
-            }
-        }
-    }
-
-    /// Whether its wait has just ended.
-    fn is_over(&mut self, now: Instant) -> bool {
-        let is_over = self.waits_until.is_some_and(|until| until <= now);
-        if is_over {
-            self.waits_until = None;
-        }
-        is_over
     }
 }
