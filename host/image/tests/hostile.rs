@@ -120,17 +120,15 @@ fn make() -> Samples {
     for (name, bits, mib) in [("fat12", "12", 1), ("fat16", "16", 9), ("fat32", "32", 34)] {
         make_fat(&at(name), &at("esp"), mib * MIB, bits);
     }
-    let piece = |kind, name: &str| (kind, at(name));
+    let part = |kind, name: &str| (kind, at(name));
     let disk = |name: &str, label: &str, pieces: [(&str, PathBuf); 2]| {
-        let pieces = pieces.each_ref().map(|(kind, image)| Piece {
-            kind,
-            image,
-            uuid: UUID,
-        });
+        let pieces = pieces
+            .each_ref()
+            .map(|(kind, image)| piece(kind, image, UUID));
         make_disk(&at(name), label, &pieces[..]);
     };
-    disk("gpt", "gpt", [piece("L", "ext4"), piece("U", "fat12")]);
-    disk("mbr", "dos", [piece("83", "ext2"), piece("ef", "fat12")]);
+    disk("gpt", "gpt", [part("L", "ext4"), part("U", "fat12")]);
+    disk("mbr", "dos", [part("83", "ext2"), part("ef", "fat12")]);
     for (name, options) in [
         ("qcow2", &["-o", "cluster_size=4k"][..]),
         ("packed", &["-c", "-o", "cluster_size=4k"]),

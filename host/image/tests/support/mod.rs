@@ -5,6 +5,8 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod vendor;
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -126,9 +128,14 @@ pub fn make_fat(image: &Path, root: &Path, bytes: u64, bits: &str) {
 
 /// One partition: its type for `sfdisk`, and what is in it.
 pub struct Piece<'a> {
-    pub kind: &'a str,
-    pub image: &'a Path,
-    pub uuid: &'a str,
+    kind: &'a str,
+    image: &'a Path,
+    uuid: &'a str,
+}
+
+/// Puts one together.
+pub fn piece<'a>(kind: &'a str, image: &'a Path, uuid: &'a str) -> Piece<'a> {
+    Piece { kind, image, uuid }
 }
 
 /// Puts partitions behind each other under a table of the given kind (`gpt`, `dos`).
