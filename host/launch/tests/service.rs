@@ -374,6 +374,18 @@ fn told_to_stop_it_leaves_nothing_behind() {
     }
 }
 
+/// Another launcher at the same socket.
+fn another(launcher: &Launcher) -> Command {
+    const PROGRAM: &str = "/bin/sh";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"));
+    command
+        .arg("--socket")
+        .arg(launcher.socket())
+        .args(["--allow-uid", "0", "--vmm", PROGRAM, "--mover", PROGRAM])
+        .args(["--reader", PROGRAM]);
+    command
+}
+
 #[test]
 fn children_die_with_the_launcher_and_another_can_follow() {
     if !can_run("children_die_with_the_launcher_and_another_can_follow") {
@@ -387,21 +399,7 @@ fn children_die_with_the_launcher_and_another_can_follow() {
     wait_for("the child to die", || !Path::new(&process).exists());
     assert!(launcher.socket().exists());
     // The next launcher takes the socket over and removes the groups.
-    let next = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"))
-        .arg("--socket")
-        .arg(launcher.socket())
-        .args([
-            "--allow-uid",
-            "0",
-            "--vmm",
-            "/bin/sh",
-            "--mover",
-            "/bin/sh",
-            "--reader",
-            "/bin/sh",
-        ])
-        .spawn();
-    let mut next = next.unwrap();
+    let mut next = another(&launcher).spawn().unwrap();
     wait_for("the next launcher", || {
         Client::connect(&launcher.socket()).is_ok()
     });
@@ -409,21 +407,7 @@ fn children_die_with_the_launcher_and_another_can_follow() {
         assert!(!group.exists());
     }
     // A third one finds it there.
-    let third = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"))
-        .arg("--socket")
-        .arg(launcher.socket())
-        .args([
-            "--allow-uid",
-            "0",
-            "--vmm",
-            "/bin/sh",
-            "--mover",
-            "/bin/sh",
-            "--reader",
-            "/bin/sh",
-        ])
-        .output()
-        .unwrap();
+    let third = another(&launcher).output().unwrap();
     assert!(String::from_utf8_lossy(&third.stderr).contains("Another launcher"));
     // SAFETY: our own child, which has not been waited for.
     unsafe { libc::kill(next.id() as i32, libc::SIGTERM) };
