@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use dwcp_sdk::types::HostAdd;
-use dwcp_wan::{Link, LinkOptions, Namespace, RunId, Settings};
+use dwcp_wan::{Link, LinkOptions, Namespace, Queue, RunId, Settings};
 
 use crate::host::{HostOptions, TestHost};
 use crate::programs::Programs;
@@ -19,6 +19,22 @@ pub struct BedOptions {
     pub link: Settings,
     /// Sockets at which the daemons announce steps: left, right.
     pub steps: [Option<PathBuf>; 2],
+}
+
+impl BedOptions {
+    /// A link that nobody notices, for tests that are not about it.
+    pub fn near() -> Self {
+        let link = Settings {
+            rate_mbit: 1000.0,
+            rtt_ms: 2.0,
+            loss: 0.0,
+            queue: Queue::Ms(50.0),
+        };
+        Self {
+            link,
+            steps: [None, None],
+        }
+    }
 }
 
 /// Two hosts and their link.

@@ -7,23 +7,13 @@ use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_plugins::placement::Fleet;
 use dwcp_plugins::{DecisionRecord, NoRecorder, Outcome, Sandbox, SandboxConfig, Setup, World};
 use dwcp_sdk::types::{Binding, Decision, PluginInstall, VmCreate};
-use dwcp_wan::{Queue, Settings};
 use std::sync::Arc;
 
 const PROJECT: &str = "default";
 
 async fn bed() -> Bed {
-    let options = BedOptions {
-        link: Settings {
-            rate_mbit: 1000.0,
-            rtt_ms: 2.0,
-            loss: 0.0,
-            queue: Queue::Ms(50.0),
-        },
-        steps: [None, None],
-    };
     let programs = Programs::find().unwrap();
-    let bed = Bed::start(&programs, Bed::run_id().unwrap(), &options).await;
+    let bed = Bed::start(&programs, Bed::run_id().unwrap(), &BedOptions::near()).await;
     bed.unwrap()
 }
 

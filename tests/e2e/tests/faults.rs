@@ -23,7 +23,6 @@ use dwcp_launch::protocol::ChildKind;
 use dwcp_sdk::types::{MigrateRequest, Vm, VmCreate, VmPhase};
 use dwcp_vmm::client::VmmClient;
 use dwcp_vmm::protocol::Phase;
-use dwcp_wan::{Queue, Settings};
 
 const PROJECT: &str = "default";
 const NAME: &str = "prey";
@@ -185,13 +184,8 @@ impl Prey {
         let listen = |side: &str| Steps::listen(&dir.join(format!("steps-{side}.sock")));
         let steps = [listen("left")?, listen("right")?];
         let options = BedOptions {
-            link: Settings {
-                rate_mbit: 1000.0,
-                rtt_ms: 2.0,
-                loss: 0.0,
-                queue: Queue::Ms(50.0),
-            },
             steps: steps.each_ref().map(|s| Some(s.path().to_owned())),
+            ..BedOptions::near()
         };
         let bed = Bed::start(&programs, run, &options).await?;
         let client = bed.left().client();

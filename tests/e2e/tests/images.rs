@@ -14,7 +14,6 @@ use dwcp_guest::pattern;
 use dwcp_guest::said::{BalloonReported, DiskStep, NetLease};
 use dwcp_sdk::Client;
 use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, VmCreate};
-use dwcp_wan::{Queue, Settings};
 use futures::StreamExt;
 
 const PROJECT: &str = "default";
@@ -285,17 +284,8 @@ fn is_there(program: &str) -> bool {
 }
 
 async fn bed() -> Bed {
-    let options = BedOptions {
-        link: Settings {
-            rate_mbit: 1000.0,
-            rtt_ms: 2.0,
-            loss: 0.0,
-            queue: Queue::Ms(50.0),
-        },
-        steps: [None, None],
-    };
     let programs = Programs::find().unwrap();
-    let bed = Bed::start(&programs, Bed::run_id().unwrap(), &options).await;
+    let bed = Bed::start(&programs, Bed::run_id().unwrap(), &BedOptions::near()).await;
     bed.unwrap()
 }
 
