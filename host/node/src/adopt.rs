@@ -73,6 +73,26 @@ impl Node {
         }
     }
 
+    /// A launcher that ends takes its children with it: machines whose processes do not listen any more have crashed, and
+    /// are told so now, not only when a launcher is there again to ask.
+    pub(crate) async fn launcher_is_gone(&self) {
+        let vms = match self.vms().await {
+            Ok(vms) => vms,
+            Err(fault) => return tracing::error!("machines cannot be looked after: {fault}"),
+        };
+        for vm in vms.iter().filter(|vm| vm.phase == VmPhase::Running) {
+            let life = self.life(&vm.id);
+            let _life = life.lock().await;
+            if self.is_migrating(&vm.id) || self.vmm_listens(&vm.id) {
+                continue;
+            }
+            let why = "the launcher ended, and its process with it";
+            if let Err(fault) = self.ended(&vm.id, VmPhase::Crashed, why).await {
+                tracing::error!("machine {} is not recorded as crashed: {fault}", vm.id);
+            }
+        }
+    }
+
     /// Brings one machine to what the store allows. What fails is tried again by the keeper.
     pub(crate) async fn look_after(&self, id: &str) {
         if let Err(fault) = self.try_look_after(id).await {

@@ -24,6 +24,8 @@ const EXITS_MAX: usize = 1024;
 pub(crate) enum Notice {
     /// A child ended.
     Exited(Child),
+    /// The launcher is out of reach, which is told again and again. One that ended took its children with it.
+    Gone,
     /// The launcher was out of reach and is back, perhaps as a new one that knows nothing of what ended meanwhile.
     Back,
 }
@@ -81,20 +83,27 @@ impl Launcher {
 
     /// Follows the launcher for as long as the process lives; a connection that breaks is made again.
     fn watch(&self) {
-        let mut first = true;
+        // Whether it answered when it was last asked.
+        let mut last = None;
+        // No receiver only means that nobody waits for this notice.
+        let tell = |notice| drop(self.exits.send(notice));
         loop {
             let exits = Client::connect(&self.socket).and_then(Client::watch);
             match exits {
                 Ok(exits) => {
-                    if !std::mem::take(&mut first) {
-                        let _ = self.exits.send(Notice::Back);
+                    if last.replace(true).is_some() {
+                        tell(Notice::Back);
                     }
                     for child in exits.map_while(Result::ok) {
-                        // No receiver only means that nobody waits for this one.
-                        let _ = self.exits.send(Notice::Exited(child));
+                        tell(Notice::Exited(child));
                     }
                 }
-                Err(error) => tracing::warn!("no word from the launcher: {}", chain(&error)),
+                Err(error) => {
+                    if last.replace(false) != Some(false) {
+                        tracing::error!("no word from the launcher: {}", chain(&error));
+                    }
+                    tell(Notice::Gone);
+                }
             }
             std::thread::sleep(Duration::from_millis(500));
         }

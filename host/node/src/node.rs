@@ -184,6 +184,20 @@ impl Node {
         }
     }
 
+    /// Whether the process of a machine is there: its socket lives exactly as long, and takes connections also when the
+    /// process is too busy to answer.
+    pub(crate) fn vmm_listens(&self, id: &str) -> bool {
+        let socket = self.vm_dir(id).join("vmm.sock");
+        let refused = |error: std::io::Error| {
+            use std::io::ErrorKind;
+            matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            )
+        };
+        !std::os::unix::net::UnixStream::connect(socket).is_err_and(refused)
+    }
+
     /// What this host durably knows of who owns a machine.
     pub(crate) async fn ownership(&self, id: &str) -> Answer<Option<Ownership>> {
         let found = self.records.ownership.get(id).await.map_err(record)?;

@@ -370,6 +370,7 @@ impl Node {
     /// Listens to the launcher for as long as the daemon runs.
     pub(crate) fn follow_exits(self: Arc<Self>, mut notices: broadcast::Receiver<Notice>) {
         tokio::spawn(async move {
+            let mut told = false;
             loop {
                 match notices.recv().await {
                     // An old exit told again changes nothing: what is looked at is how the machine is now.
@@ -377,15 +378,32 @@ impl Node {
                         self.look_after(child.id.as_str()).await;
                     }
                     Ok(Notice::Exited(_)) => {}
-                    Ok(Notice::Back) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                    Ok(Notice::Gone) => {
+                        if !std::mem::replace(&mut told, true) {
+                            self.events.emit("host.launcher-gone", "host", GONE).await;
+                        }
+                        self.launcher_is_gone().await;
+                    }
+                    Ok(Notice::Back) => {
+                        if std::mem::take(&mut told) {
+                            let message = "the launcher is there again";
+                            self.events
+                                .emit("host.launcher-back", "host", message)
+                                .await;
+                        }
                         self.look_after_all().await;
                     }
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.look_after_all().await,
                     Err(broadcast::error::RecvError::Closed) => return,
                 }
             }
         });
     }
 }
+
+/// What an operator is told, and can do, when the launcher does not answer.
+const GONE: &str = "the launcher does not answer: machines can be neither started nor ended until it is there again (start \
+                    dwcp-launch, or start dwcpd again as root, which starts it)";
 
 /// What the end of a VMM means for its machine.
 pub(crate) fn verdict(state: &ChildState) -> (VmPhase, String) {

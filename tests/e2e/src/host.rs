@@ -72,30 +72,7 @@ impl TestHost {
             Some(DAEMON_UID.into()),
         )?;
         write_config(&dir, programs, &options)?;
-        let launcher = namespace
-            .command(programs.path("dwcp-launch"))?
-            .arg("--socket")
-            .arg(dir.join("launch.sock"))
-            .arg("--allow-uid")
-            .arg(DAEMON_UID.to_string())
-            .arg("--uid-base")
-            .arg(options.uid_base.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log(&dir.join("launcher.log"))?)
-            .spawn()
-            .map(Program)
-            .context("The launcher does not start")?;
-        let deadline = Instant::now() + COMES_UP;
-        while dwcp_launch::Client::connect(&dir.join("launch.sock")).is_err() {
-            ensure!(
-                Instant::now() < deadline,
-                "The launcher of {} does not answer; see {}",
-                options.name,
-                dir.join("launcher.log").display()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let launcher = start_launcher(programs, &namespace, &dir, &options)?;
         let (daemon, profile) = start_daemon(programs, &namespace, &dir, &options)?;
         let client = Client::new(profile)?;
         Ok(Self {
@@ -170,6 +147,27 @@ impl TestHost {
         ensure!(self.daemon.is_none(), "The daemon of {} runs", self.name());
         let (daemon, _) = start_daemon(&self.programs, &self.namespace, &self.dir, &self.options)?;
         self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Kills the launcher as a crash would (SIGKILL). Its children end with it.
+    pub fn kill_launcher(&mut self) -> anyhow::Result<()> {
+        if let Some(mut launcher) = self.launcher.take() {
+            launcher.0.kill()?;
+            launcher.0.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Starts the launcher again.
+    pub fn restart_launcher(&mut self) -> anyhow::Result<()> {
+        ensure!(
+            self.launcher.is_none(),
+            "The launcher of {} runs",
+            self.name()
+        );
+        let launcher = start_launcher(&self.programs, &self.namespace, &self.dir, &self.options)?;
+        self.launcher = Some(launcher);
         Ok(())
     }
 
@@ -253,6 +251,40 @@ fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Starts the launcher and waits until it answers.
+fn start_launcher(
+    programs: &Programs,
+    namespace: &Namespace,
+    dir: &Path,
+    options: &HostOptions,
+) -> anyhow::Result<Program> {
+    let launcher = namespace
+        .command(programs.path("dwcp-launch"))?
+        .arg("--socket")
+        .arg(dir.join("launch.sock"))
+        .arg("--allow-uid")
+        .arg(DAEMON_UID.to_string())
+        .arg("--uid-base")
+        .arg(options.uid_base.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log(&dir.join("launcher.log"))?)
+        .spawn()
+        .map(Program)
+        .context("The launcher does not start")?;
+    let deadline = Instant::now() + COMES_UP;
+    while dwcp_launch::Client::connect(&dir.join("launch.sock")).is_err() {
+        ensure!(
+            Instant::now() < deadline,
+            "The launcher of {} does not answer; see {}",
+            options.name,
+            dir.join("launcher.log").display()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(launcher)
 }
 
 /// Starts the daemon and waits until it says that it listens; answers with the admin's profile.

@@ -519,3 +519,44 @@ async fn a_machine_is_never_lost_and_never_runs_twice() {
     drop(bed);
     traces.gone().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_launcher_that_dies_is_told_and_its_machines_start_again() {
+    let mut prey = Prey::start().await.unwrap();
+    prey.traces.note();
+    let client = prey.bed.left().client().clone();
+    let deadline = Instant::now() + REST;
+    prey.guest_is_well(0, deadline).await.unwrap();
+    prey.bed.host_mut(0).kill_launcher().unwrap();
+    let seen = loop {
+        let seen = prey.seen(0).await.unwrap();
+        if seen.phase != VmPhase::Running {
+            break seen;
+        }
+        assert!(Instant::now() < deadline, "it is said to run: {seen:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(seen.phase, VmPhase::Crashed);
+    assert!(seen.reason.contains("launcher"), "{}", seen.reason);
+    let refused = client.vm_start(PROJECT, NAME).await.unwrap();
+    let refused = client.operation_wait(&refused.id).await;
+    let refused = format!("{:?}", refused.expect_err("nothing can start it"));
+    assert!(refused.contains("dwcp-launch"), "{refused}");
+
+    prey.bed.host_mut(0).restart_launcher().unwrap();
+    let again = client.vm_start(PROJECT, NAME).await.unwrap();
+    client.operation_wait(&again.id).await.unwrap();
+    prey.guest_is_well(0, deadline).await.unwrap();
+    prey.nothing_left(0, deadline).await.unwrap();
+    let events = client.event_list(0, 1000).await.unwrap();
+    for kind in ["host.launcher-gone", "host.launcher-back"] {
+        let told = events.iter().filter(|event| event.kind == kind).count();
+        assert_eq!(told, 1, "{kind}: {events:?}");
+    }
+    let Prey {
+        bed, mut traces, ..
+    } = prey;
+    traces.note();
+    drop(bed);
+    traces.gone().unwrap();
+}
