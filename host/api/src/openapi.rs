@@ -38,7 +38,7 @@ fn description() -> String {
         **Repeating**: a POST with an `Idempotency-Key` (1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters) that was carried out is \
         answered again for a day and not repeated (`Idempotency-Replayed: true`). A change goes on if its client leaves.\n\n\
         **Long work** returns an operation; `/v1/operations/{{id}}/events` streams it.\n\n\
-        **Limits**: a body of JSON or text has at most {BODY_BYTES_MAX} bytes, an image 4 GiB. A client that stops sending or \
+        **Limits**: a body of JSON or text has at most {BODY_BYTES_MAX} bytes, an image 64 GiB. A client that stops sending or \
         taking for 30 seconds is cut off. Beyond the places for streams and changes the answer is 503 with `Retry-After`.\n\n\
         **Tracing**: `X-Request-Id` (given or made) is in the answer, in problems and in the host's log.\n\n\
         **Versions**: within `/v1` fields, operations and problem types are added, never changed or taken away; a client \

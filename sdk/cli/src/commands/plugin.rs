@@ -27,7 +27,7 @@ pub enum PluginCommand {
     /// Install a plugin or a template; its signature, digest and capabilities are shown first
     #[command(after_help = "Examples:
   dwcp plugin install dwcp/placement-default
-  dwcp plugin install dwcp/worker@1.0.0 --yes")]
+  dwcp plugin install dwcp/worker@0.1.0 --yes")]
     Install(InstallArgs),
     /// Remove a plugin or a template
     #[command(visible_alias = "rm")]
