@@ -4,7 +4,8 @@ use dwcp_api::Fault;
 use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    Desired, DiskSpec, Placement, RestartPolicy, Template, Vm, VmCreate, VmPhase, VmSpec,
+    Desired, DiskSpec, GuestSetup, Placement, RestartPolicy, Template, Vm, VmCreate, VmPhase,
+    VmSpec,
 };
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
@@ -33,13 +34,14 @@ pub(crate) async fn create(
         networks,
     } = specification(node, &request, &at).await?;
     vms::check(&spec)?;
+    hardware::check_cards(networks.len())?;
     hardware::check_setup(&spec, &id, &request.name)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
         node.images.open_image(digest)?;
     }
     let warnings = node
         .policies
-        .check_create(who, project, &request.name, &spec)
+        .check_create(who, project, &request.name, &spec, &networks)
         .await?;
     // Held until the machine is recorded, so that no other gets the same addresses.
     let _addresses = match networks.is_empty() {
@@ -74,17 +76,22 @@ pub(crate) async fn create(
     Ok((vm, warnings))
 }
 
-/// A request as the audit log keeps it, for ever: of what a guest is told, only how much it is. A key that was given by
-/// mistake, or a password in user data, is nobody's business.
+/// A request as the audit log keeps it, for ever: without what a guest is told.
 pub(crate) fn described(request: &VmCreate) -> serde_json::Value {
     let mut described = serde_json::json!(request);
-    if let Some(setup) = &request.setup {
+    withhold(&mut described, request.setup.as_ref());
+    described
+}
+
+/// Of what a guest is told, leaves only how much it is: a key that was given by mistake, or a password in user data, is
+/// no business of those who read logs and decisions.
+pub(crate) fn withhold(described: &mut serde_json::Value, setup: Option<&GuestSetup>) {
+    if let Some(setup) = setup {
         described["setup"] = serde_json::json!({
             "ssh_keys": setup.ssh_keys.len(),
             "user_data_bytes": setup.user_data.as_ref().map_or(0, String::len),
         });
     }
-    described
 }
 
 /// A placement on this host. A plugin that chose another, which it may not, costs its answer and not the request.

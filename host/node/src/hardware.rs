@@ -60,10 +60,9 @@ pub(crate) struct Hardware {
 
 /// Checks what can be checked without looking at images and networks.
 pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
-    if spec.disks.len() > DISKS_MAX || spec.networks.len() > NETWORKS_MAX {
-        return Err(invalid(format!(
-            "A machine has at most {DISKS_MAX} disks and {NETWORKS_MAX} network cards"
-        )));
+    check_cards(spec.networks.len())?;
+    if spec.disks.len() > DISKS_MAX {
+        return Err(invalid(format!("A machine has at most {DISKS_MAX} disks")));
     }
     let mut names = BTreeSet::from([SEED]);
     for disk in &spec.disks {
@@ -101,6 +100,16 @@ pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
                 disk.name
             )));
         }
+    }
+    Ok(())
+}
+
+/// Checks how many network cards there are to be.
+pub(crate) fn check_cards(number: usize) -> Answer<()> {
+    if number > NETWORKS_MAX {
+        return Err(invalid(format!(
+            "A machine has at most {NETWORKS_MAX} network cards"
+        )));
     }
     Ok(())
 }

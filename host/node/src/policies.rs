@@ -16,6 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::create::withhold;
 use crate::decide::Decider;
 use crate::decisions::{About, Decisions};
 use crate::errors::{NodeError, chain, conflict, impossible, internal, invalid, record};
@@ -177,9 +178,14 @@ impl Policies {
         project: &Name,
         name: &Name,
         spec: &VmSpec,
+        networks: &[Name],
     ) -> Answer<Vec<String>> {
         let mut machine = serde_json::to_value(spec).map_err(internal)?;
+        withhold(&mut machine, spec.setup.as_ref());
         machine["name"] = json!(name);
+        // Addresses are chosen for what is allowed.
+        let cards = networks.iter().map(|network| json!({ "network": network }));
+        machine["networks"] = cards.collect();
         self.ask(
             &object(project, name),
             question(CREATE, json!({ "name": who.name }), project, machine),
@@ -194,7 +200,7 @@ impl Policies {
         vm: &Vm,
         to: &Peer,
     ) -> Answer<Vec<String>> {
-        let mut machine = serde_json::to_value(vm).map_err(internal)?;
+        let mut machine = of_machine(vm)?;
         machine["to"] = json!({ "host": to.name, "region": to.region });
         self.ask(
             &object(&vm.project, &vm.name),
@@ -205,7 +211,7 @@ impl Policies {
 
     /// May this machine come here from that host?
     pub(crate) async fn check_receive(&self, vm: &Vm, from: &Peer) -> Answer<Vec<String>> {
-        let mut machine = serde_json::to_value(vm).map_err(internal)?;
+        let mut machine = of_machine(vm)?;
         machine["from"] = json!({ "host": from.name, "region": from.region });
         let who = json!({ "name": format!("host:{}", from.name) });
         self.ask(
@@ -335,6 +341,13 @@ impl Policies {
     pub(crate) fn cache(&self) -> (u64, u64, usize) {
         self.set.cache_usage()
     }
+}
+
+/// A machine as policies see it.
+fn of_machine(vm: &Vm) -> Answer<Value> {
+    let mut machine = serde_json::to_value(vm).map_err(internal)?;
+    withhold(&mut machine["spec"], vm.spec.setup.as_ref());
+    Ok(machine)
 }
 
 fn question(action: &str, principal: Value, project: &Name, object: Value) -> Question {

@@ -6,7 +6,7 @@
 use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_plugins::placement::Fleet;
 use dwcp_plugins::{DecisionRecord, NoRecorder, Outcome, Sandbox, SandboxConfig, Setup, World};
-use dwcp_sdk::types::{Binding, Decision, PluginInstall, VmCreate};
+use dwcp_sdk::types::{Binding, Decision, GuestSetup, PluginInstall, VmCreate};
 use std::sync::Arc;
 
 const PROJECT: &str = "default";
@@ -38,6 +38,7 @@ async fn a_host_says_why_and_what_it_kept() {
     let bed = bed().await;
     a_kernel_that_is_none_is_named(&bed).await;
     policies_that_warn_are_heard(&bed).await;
+    policies_see_networks_and_no_secrets(&bed).await;
     a_placement_can_be_decided_again(&bed).await;
 }
 
@@ -92,6 +93,39 @@ async fn policies_that_warn_are_heard(bed: &Bed) {
     let name = engine.reference.split('@').next().unwrap().to_owned();
     let plugin = client.plugin_get(&name).await.unwrap();
     assert!(plugin.calls >= 1, "{plugin:?}");
+}
+
+async fn policies_see_networks_and_no_secrets(bed: &Bed) {
+    let client = bed.left().client();
+    let rego = "package dwcp.nets\n\ndeny contains \"not on default\" if {\n\tsome card in \
+                input.object.networks\n\tcard.network == \"default\"\n}\n";
+    client.policy_apply("nets", rego).await.unwrap();
+    let bound = serde_json::json!({ "policy": "nets", "action": "vm.create", "mode": "enforce" });
+    let bound = serde_json::from_value(bound).unwrap();
+    client.policy_bind(&bound).await.unwrap();
+    let image = client.image_put("guest", dwcp_guest::elf()).await.unwrap();
+    let on = |networks: usize| VmCreate {
+        kernel: Some(image.digest.clone()),
+        memory_bytes: Some(32 << 20),
+        networks: Some(vec!["default".parse().unwrap(); networks]),
+        setup: Some(GuestSetup {
+            ssh_keys: Vec::new(),
+            user_data: Some("#cloud-config\npassword: opensesame\n".into()),
+        }),
+        start: false,
+        ..VmCreate::new("netted")
+    };
+    let refused = client.vm_create(PROJECT, &on(1)).await.unwrap_err();
+    let refused = format!("{refused:?}");
+    assert!(refused.contains("not on default"), "{refused}");
+    let refused = client.vm_create(PROJECT, &on(200)).await.unwrap_err();
+    assert!(refused.to_string().contains("at most"), "{refused}");
+    client.policy_unbind("nets", "vm.create").await.unwrap();
+    client.vm_create(PROJECT, &on(1)).await.unwrap();
+    let decisions = client.decision_list(None).first(100).await.unwrap();
+    let decisions = serde_json::to_string(&decisions).unwrap();
+    assert!(decisions.contains("user_data_bytes"), "{decisions}");
+    assert!(!decisions.contains("opensesame"), "{decisions}");
 }
 
 async fn a_placement_can_be_decided_again(bed: &Bed) {
