@@ -177,7 +177,6 @@ impl Node {
 
     /// Starts a machine again that crashed, if its owner wants that: at once the first time, later and later after that.
     async fn start_again(&self, id: &str) -> Answer<()> {
-        const FORGIVEN_MS: u64 = 10 * 60 * 1000;
         let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
             return Ok(());
         };
@@ -187,35 +186,45 @@ impl Node {
         if !wanted {
             return Ok(());
         }
-        let delay = {
-            let mut crashes = self
-                .crashes
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let (count, last) = crashes.get(id).copied().unwrap_or_default();
-            let now = now_ms();
-            let count = if now.saturating_sub(last) > FORGIVEN_MS {
-                0
-            } else {
-                count
-            };
-            crashes.insert(id.to_owned(), (count.saturating_add(1), now));
-            match count {
-                0 => Duration::ZERO,
-                n => Duration::from_secs(1 << n.min(6)),
-            }
-        };
         let (node, id) = (self.arc()?, id.to_owned());
         tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
-            let still = node.records.vm_by_id(&id).await.ok().flatten();
-            let still = still
-                .is_some_and(|vm| vm.phase == VmPhase::Crashed && vm.desired == Desired::Running);
-            if still && let Err(fault) = node.start(&id).await {
-                tracing::error!("machine {id} is not started again: {fault}");
+            loop {
+                tokio::time::sleep(node.next_start(&id)).await;
+                let still = node.records.vm_by_id(&id).await.ok().flatten();
+                let still = still.is_some_and(|vm| {
+                    vm.phase == VmPhase::Crashed && vm.desired == Desired::Running
+                });
+                if !still {
+                    return;
+                }
+                match node.start(&id).await {
+                    Ok(()) => return,
+                    Err(fault) => tracing::error!("machine {id} is not started again yet: {fault}"),
+                }
             }
         });
         Ok(())
+    }
+
+    /// How long a machine that crashed, or could not be started again, waits: longer each time in a row.
+    fn next_start(&self, id: &str) -> Duration {
+        const FORGIVEN_MS: u64 = 10 * 60 * 1000;
+        let mut crashes = self
+            .crashes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (count, last) = crashes.get(id).copied().unwrap_or_default();
+        let now = now_ms();
+        let count = if now.saturating_sub(last) > FORGIVEN_MS {
+            0
+        } else {
+            count
+        };
+        crashes.insert(id.to_owned(), (count.saturating_add(1), now));
+        match count {
+            0 => Duration::ZERO,
+            n => Duration::from_secs(1 << n.min(6)),
+        }
     }
 
     /// Notes that a machine runs here under an epoch.

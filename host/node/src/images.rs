@@ -60,6 +60,18 @@ impl Images {
         })
     }
 
+    /// The digests of all content that is here.
+    pub(crate) fn all(&self) -> std::io::Result<Vec<String>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(self.dir.join("sha256"))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if self.path(&name).is_ok() {
+                all.push(name);
+            }
+        }
+        Ok(all)
+    }
+
     /// Whether an image is here.
     pub(crate) fn has(&self, digest: &str) -> bool {
         self.path(digest).is_ok_and(|path| path.exists())

@@ -230,12 +230,7 @@ impl Incoming {
         let (read, stored) = tokio::join!(reading, storing);
         let image = stored?;
         read.map_err(|error: std::io::Error| broken(error.into()))?;
-        self.node
-            .records
-            .images
-            .put(digest, &image)
-            .await
-            .map_err(record)?;
+        self.node.record_image(&image).await?;
         send(stream, &Reply::Done).await.map_err(broken)
     }
 

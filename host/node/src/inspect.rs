@@ -12,6 +12,7 @@ use dwcp_channel::Channel;
 use dwcp_control::records::{DiskFormat, DiskImage, Image};
 use dwcp_image::disk::{Expected, Format};
 use dwcp_image::protocol::{self, Inspection, Job, Task};
+use dwcp_store::TypedError;
 
 use crate::errors::{chain, internal, invalid, record};
 use crate::node::Node;
@@ -26,7 +27,11 @@ impl Node {
         let _alone = self.image_changes.lock().await;
         let known = self.records.images.get(&image.digest).await;
         let known = known.map_err(record)?.map(|known| known.value);
-        if let Some(known) = known.filter(|known| known.disk.is_some()) {
+        let whole = |disk: &DiskImage| {
+            let mut parts = disk.kernel.iter().chain(&disk.initrd);
+            parts.all(|digest| self.images.has(digest))
+        };
+        if let Some(known) = known.filter(|known| known.disk.as_ref().is_some_and(whole)) {
             return Ok(known);
         }
         match self.inspect(&image).await {
@@ -137,13 +142,29 @@ impl Node {
     /// Stores what was found in an image.
     async fn keep_found(&self, found: crate::images::Found, label: &str) -> Answer<String> {
         let image = self.images.adopt(found, label).await?;
-        let known = self.records.images.get(&image.digest).await;
-        if known.map_err(record)?.is_some() {
-            return Ok(image.digest);
-        }
-        let kept = self.records.images.put(&image.digest, &image).await;
-        kept.map_err(record)?;
+        self.record_image(&image).await?;
         Ok(image.digest)
+    }
+
+    /// Records an image whose content is stored, unless it is known already, perhaps with more than this.
+    pub(crate) async fn record_image(&self, image: &Image) -> Answer<()> {
+        let images = &self.records.images;
+        match images.create(&image.digest, image).await {
+            Ok(_) | Err(TypedError::Conflict(_)) => Ok(()),
+            Err(error) => Err(record(error)),
+        }
+    }
+
+    /// At the start: content that no record names came while the host, or whoever brought it, went. Nobody can use it.
+    pub(crate) async fn drop_unrecorded_images(&self) -> Answer<()> {
+        for digest in self.images.all().map_err(internal)? {
+            let known = self.records.images.get(&digest).await;
+            if known.map_err(record)?.is_none() {
+                tracing::warn!("image {digest} was never recorded: its content is dropped");
+                self.images.delete(&digest).await?;
+            }
+        }
+        Ok(())
     }
 }
 

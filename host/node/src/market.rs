@@ -280,8 +280,7 @@ impl Node {
     async fn store_image(&self, label: &str, content: Vec<u8>) -> Answer<Image> {
         let content = futures::stream::once(async { Ok(bytes::Bytes::from(content)) });
         let image = self.images.put(label, None, Box::pin(content)).await?;
-        let kept = self.records.images.put(&image.digest, &image).await;
-        kept.map_err(record)?;
+        self.record_image(&image).await?;
         Ok(image)
     }
 

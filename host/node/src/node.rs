@@ -111,6 +111,9 @@ impl Node {
         });
         // Exits are listened for before the launcher is asked who lives, so that none falls between.
         let exits = node.launcher.exits();
+        if let Err(fault) = node.drop_unrecorded_images().await {
+            tracing::error!("images are not looked through: {fault}");
+        }
         node.adopt().await;
         node.clone().follow_exits(exits);
         peers::listen(&node).await?;

@@ -8,7 +8,7 @@ use dwcp_audit::Outcome;
 use dwcp_control::Name;
 use dwcp_control::ownership::Ownership;
 use dwcp_control::records::{
-    Desired, MigrateRequest, MigrationPhase, Operation, Plugin, Side, Template, Vm, VmPhase,
+    Desired, Image, MigrateRequest, MigrationPhase, Operation, Plugin, Side, Template, Vm, VmPhase,
 };
 use serde_json::json;
 
@@ -115,6 +115,8 @@ impl Node {
 
     pub(crate) async fn delete_image(&self, digest: &str) -> Answer<()> {
         let _alone = self.image_changes.lock().await;
+        // No machine is recorded between the look at who uses it and its end.
+        let _promise = self.promise.lock().await;
         let found = self.records.images.get(digest).await.map_err(record)?;
         if found.is_none() {
             return Err(Fault::not_found(format!("image {digest}")));
@@ -142,6 +144,18 @@ impl Node {
         };
         if let Some(user) = templates.map_err(record)?.iter().find(|t| used(&t.value)) {
             return Err(conflict(format!("Template {} uses it", user.value.name)));
+        }
+        let images = self.records.all(&self.records.images).await;
+        let boots = |disk: &dwcp_control::records::DiskImage| {
+            [&disk.kernel, &disk.initrd].contains(&&Some(digest.to_owned()))
+        };
+        let images = images.map_err(record)?;
+        let is_user = |image: &Image| image.disk.as_ref().is_some_and(boots);
+        if let Some(user) = images.iter().find(|image| is_user(&image.value)) {
+            return Err(conflict(format!(
+                "Image {} ({}) boots it: delete that one first",
+                user.value.label, user.id
+            )));
         }
         self.records.images.delete(digest).await.map_err(record)?;
         self.images.delete(digest).await

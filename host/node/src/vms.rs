@@ -13,7 +13,7 @@ use dwcp_api::service::Answer;
 use dwcp_control::ownership::Ownership;
 use dwcp_control::records::{Desired, Vm, VmPhase, VmSpec};
 use dwcp_launch::protocol::{ChildKind, ChildState};
-use dwcp_store::{Revision, Txn, TypedError};
+use dwcp_store::{Op, Revision, Txn, TypedError};
 use dwcp_vmm::config::{Boot, VmConfig};
 use tokio::sync::broadcast;
 
@@ -69,6 +69,11 @@ impl Node {
         let _promise = self.promise.lock().await;
         let capacity = self.capacity().await?;
         capacity::check(&capacity, &self.config, vm.spec.vcpus, vm.spec.memory_bytes)?;
+        let disks = vm.spec.disks.iter().filter_map(|disk| disk.image.as_ref());
+        for digest in disks.chain([&vm.spec.kernel]).chain(&vm.spec.initrd) {
+            // Who deletes images holds the promise too.
+            self.images.open_image(digest)?;
+        }
         let key = VmKey {
             project: vm.project.clone(),
             name: vm.name.clone(),
@@ -321,24 +326,27 @@ impl Node {
     /// Removes a machine with all that is its own. It must not run, and the caller holds its life.
     pub(crate) async fn remove(&self, vm: &Vm) -> Answer<()> {
         self.launcher.end(&vm.id).await?;
+        // First what takes room, then the record by which it is found: one that is cut off is done by asking again.
+        match tokio::fs::remove_dir_all(self.vm_dir(&vm.id)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(internal(error));
+            }
+            _ => {}
+        }
         let key = VmKey {
             project: vm.project.clone(),
             name: vm.name.clone(),
         };
-        self.records.vms.delete(&key.id()).await.map_err(record)?;
-        self.records.vm_keys.delete(&vm.id).await.map_err(record)?;
+        let records = &self.records;
+        let mut txn = Txn::new()
+            .then(Op::delete(records.vms.key(&key.id())))
+            .then(Op::delete(records.vm_keys.key(&vm.id)));
         // What is known of its epochs stays for a machine that another host may still ask about.
         if let Some(Ownership::Owned { epoch: 1 }) = self.ownership(&vm.id).await? {
-            self.records
-                .ownership
-                .delete(&vm.id)
-                .await
-                .map_err(record)?;
+            txn = txn.then(Op::delete(records.ownership.key(&vm.id)));
         }
-        match tokio::fs::remove_dir_all(self.vm_dir(&vm.id)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(internal(error)),
-            _ => Ok(()),
-        }
+        let removed = records.store.transact(txn).await;
+        removed.map(drop).map_err(|error| record(error.into()))
     }
 
     /// Notes that a machine's process is gone.
