@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Longest body of a JSON or text request, bytes; longer ones are answered with 413.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
-/// Longest image, bytes (4 GiB); longer ones are answered with 413.
+/// Longest image, bytes (64 GiB); longer ones are answered with 413.
 pub const IMAGE_BYTES_MAX: u64 = 64 << 30;
 /// Longest label of an image, bytes.
 pub const LABEL_BYTES_MAX: usize = 255;

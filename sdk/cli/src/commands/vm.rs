@@ -17,7 +17,7 @@ use crate::{table, units};
 /// Commands about machines.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
-    /// Create a machine, from a kernel or from a template, and start it
+    /// Create a machine, from a disk image, a kernel or a template, and start it
     #[command(after_help = "Examples:
   dwcp vm create web --image ./debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub --disk data=10GiB
   dwcp vm create web --kernel ./vmlinuz --initrd ./initrd --cmdline console=ttyS0 --memory 1GiB --vcpus 2
@@ -120,7 +120,7 @@ pub struct CreateArgs {
     /// Virtual CPUs, 1 to 32
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
     vcpus: Option<u8>,
-    /// Label that policies and placement see; may be given several times
+    /// Label that policies see; may be given several times
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = pair)]
     tags: Vec<(String, String)>,
     /// Start it again when its guest crashes
