@@ -303,6 +303,41 @@ fn networks_are_ensured_again_and_again_but_not_changed() {
 }
 
 #[test]
+fn a_subnet_that_a_client_kept_outlives_a_wider_route() {
+    if !can_run("a_subnet_that_a_client_kept_outlives_a_wider_route") {
+        return;
+    }
+    // As a VPN has it.
+    let bed = Bed::with(|host| {
+        host.run("ip", &["route", "add", "10.0.0.0/8", "via", OUTSIDE]);
+        host.run("ip", &["route", "add", "10.84.0.0/24", "via", OUTSIDE]);
+    });
+    let mut client = bed.launcher.client();
+    let mut ensure = |name: &str, subnet: Option<&str>| {
+        let subnet = subnet.map(|text| text.parse::<Ipv4Prefix>().unwrap());
+        client.ensure_network(&name.parse().unwrap(), NetworkKind::Nat, subnet)
+    };
+    let chosen = ensure("chosen", None).unwrap();
+    assert_eq!(chosen.subnet.to_string(), "172.16.0.0/24");
+    let found = refusal(ensure("refused", Some("10.84.0.0/24")));
+    assert!(found.contains("in use on this host (10.84.0.0/24)"));
+    let kept = ensure("kept", Some("10.83.0.0/24")).unwrap();
+    // A part of it is another network's, however wide that is.
+    let found = refusal(ensure("refused", Some("10.83.0.64/26")));
+    assert!(
+        found.contains("in use on this host (10.83.0.0/24)"),
+        "{found}"
+    );
+    // The host finds its guest, not the VPN.
+    let guest = bed.guest("kept", kept.subnet, 5);
+    let host = bed.socket(&bed.host, "0.0.0.0:9");
+    host.send_to(b"from the host", (guest.address, 5000))
+        .unwrap();
+    guest.answer_arp();
+    guest.hears("from the host");
+}
+
+#[test]
 fn a_host_forwards_nothing_else_than_before() {
     if !can_run("a_host_forwards_nothing_else_than_before") {
         return;

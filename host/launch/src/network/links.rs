@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
 use super::netlink::{Message, Netlink, NetlinkError, attributes, word};
+use super::subnets::Used;
 
 /// Every bridge of every launcher is in this group of links ("dw"): rules can name them all.
 pub const GROUP: u32 = 0x6477;
@@ -160,24 +161,17 @@ impl Links {
     }
 
     /// Every network that is in use here: of routes, in whatever table, and of addresses.
-    pub fn networks(&mut self) -> Result<Vec<Ipv4Prefix>, NetlinkError> {
-        let mut networks = Vec::new();
-        let mut add = |address: Option<Ipv4Addr>, length| {
-            let network = address.and_then(|address| Ipv4Prefix::new(address, length).ok());
-            // The default route is in nobody's way.
-            networks.extend(network.filter(|network| network.length() > 0));
-        };
+    pub fn networks(&mut self) -> Result<Used, NetlinkError> {
+        let mut used = Used::default();
         let routes = [INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         self.netlink.list(libc::RTM_GETROUTE, &routes, |entry| {
-            let length = entry.get(1).copied().unwrap_or(0);
-            add(address(entry, 12, libc::RTA_DST), length);
+            used.routes.extend(network(entry, 12, libc::RTA_DST));
         })?;
         let addresses = [INET, 0, 0, 0, 0, 0, 0, 0];
         self.netlink.list(libc::RTM_GETADDR, &addresses, |entry| {
-            let length = entry.get(1).copied().unwrap_or(0);
-            add(address(entry, 8, libc::IFA_ADDRESS), length);
+            used.joined.extend(network(entry, 8, libc::IFA_ADDRESS));
         })?;
-        Ok(networks)
+        Ok(used)
     }
 }
 
@@ -229,13 +223,15 @@ fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// An IPv4 address among the attributes that follow a header of `header_bytes`.
-fn address(entry: &[u8], header_bytes: usize, wanted: u16) -> Option<Ipv4Addr> {
+/// The network of a route or an address, whose attributes follow a header of `header_bytes`. The default route is in
+/// nobody's way, so it is none.
+fn network(entry: &[u8], header_bytes: usize, wanted: u16) -> Option<Ipv4Prefix> {
+    let length = entry.get(1).copied().filter(|length| *length > 0)?;
     let (_, value) = attributes(entry.get(header_bytes..)?)
         .find(|(kind, value)| *kind == wanted && value.len() == 4)?;
-    Some(Ipv4Addr::from_bits(u32::from_be_bytes([
-        value[0], value[1], value[2], value[3],
-    ])))
+    let bits = u32::from_be_bytes([value[0], value[1], value[2], value[3]]);
+    let found = Ipv4Prefix::new(Ipv4Addr::from_bits(bits), length).ok()?;
+    Some(found.network())
 }
 
 fn cut(alias: &str) -> &[u8] {

@@ -330,7 +330,8 @@ impl Networks {
         Ok(match wanted {
             Some(subnet) => subnets::check(subnet, kind, &used)?,
             None => {
-                used.extend(self.networks.values().map(|network| network.subnet));
+                let ours = self.networks.values().map(|network| network.subnet);
+                used.joined.extend(ours);
                 subnets::choose(&used)?
             }
         })

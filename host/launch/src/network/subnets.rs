@@ -39,11 +39,29 @@ pub enum SubnetError {
     None,
 }
 
+/// What is in use on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Networks in which the host has an address: machines, or VMs, are there.
+    pub joined: Vec<Ipv4Prefix>,
+    /// Where routes lead; those of the networks in `joined` too.
+    pub routes: Vec<Ipv4Prefix>,
+}
+
+impl Used {
+    fn all(&self) -> impl Iterator<Item = &Ipv4Prefix> {
+        self.joined.iter().chain(&self.routes)
+    }
+}
+
 /// Checks a subnet that was asked for. An isolated network is not routed, so it is in nobody's way.
+///
+/// A wider route, as that of a VPN to 10.0.0.0/8, is not in the way either: the narrower one wins, and a network that a
+/// client has kept must not be lost to a route that came later.
 pub fn check(
     wanted: Ipv4Prefix,
     kind: NetworkKind,
-    used: &[Ipv4Prefix],
+    used: &Used,
 ) -> Result<Ipv4Prefix, SubnetError> {
     if !LENGTHS.contains(&wanted.length()) || wanted != wanted.network() {
         return Err(SubnetError::Shape(wanted));
@@ -56,17 +74,20 @@ pub fn check(
     if is_reserved(first) || is_reserved(last) {
         return Err(SubnetError::Reserved(wanted));
     }
-    let in_use = used.iter().find(|used| used.overlaps(wanted));
-    match in_use {
+    let routes = used.routes.iter();
+    let mut in_the_way = routes
+        .filter(|route| route.length() >= wanted.length())
+        .chain(&used.joined);
+    match in_the_way.find(|used| used.overlaps(wanted)) {
         Some(&used) if kind == NetworkKind::Nat => Err(SubnetError::Used { wanted, used }),
         _ => Ok(wanted),
     }
 }
 
-/// Chooses the first candidate that is not in use.
-pub fn choose(used: &[Ipv4Prefix]) -> Result<Ipv4Prefix, SubnetError> {
+/// Chooses the first candidate that nothing overlaps, however wide.
+pub fn choose(used: &Used) -> Result<Ipv4Prefix, SubnetError> {
     candidates()
-        .find(|candidate| !used.iter().any(|used| used.overlaps(*candidate)))
+        .find(|candidate| !used.all().any(|used| used.overlaps(*candidate)))
         .ok_or(SubnetError::None)
 }
 
@@ -91,6 +112,13 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    fn used_by(joined: &[&str], routes: &[&str]) -> Used {
+        Used {
+            joined: prefixes(joined),
+            routes: prefixes(routes),
+        }
+    }
+
     #[test]
     fn the_first_that_is_free_is_chosen() {
         for (used, chosen) in [
@@ -100,26 +128,28 @@ mod tests {
             (&["10.0.0.0/8"], "172.16.0.0/24"),
             (&["10.0.0.0/8", "172.16.0.0/12"], "192.168.0.0/24"),
         ] {
-            assert_eq!(
-                choose(&prefixes(used)),
-                Ok(prefixes(&[chosen])[0]),
-                "{used:?}"
-            );
+            for used in [used_by(&[], used), used_by(used, &[])] {
+                assert_eq!(choose(&used), Ok(prefixes(&[chosen])[0]), "{used:?}");
+            }
         }
-        let all = prefixes(&["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
+        let all = used_by(&[], &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
         assert_eq!(choose(&all), Err(SubnetError::None));
     }
 
     #[test]
     fn a_subnet_that_was_asked_for_is_checked() {
-        let used = prefixes(&["10.1.0.0/16"]);
+        let used = used_by(&["10.1.0.0/16"], &["10.1.0.0/16", "10.2.0.0/16"]);
         let check = |text: &str, kind| check(text.parse().unwrap(), kind, &used);
-        assert!(check("10.2.0.0/16", NetworkKind::Nat).is_ok());
-        assert!(matches!(
-            check("10.1.2.0/24", NetworkKind::Nat),
-            Err(SubnetError::Used { .. })
-        ));
-        assert!(check("10.1.2.0/24", NetworkKind::Isolated).is_ok());
+        // Beside everything; within a route that is wider.
+        for good in ["10.3.0.0/16", "10.2.3.0/24"] {
+            assert!(check(good, NetworkKind::Nat).is_ok(), "{good}");
+        }
+        // Within a network that the host is in; the same as a route; around one.
+        for bad in ["10.1.2.0/24", "10.2.0.0/16", "10.2.0.0/15"] {
+            let found = check(bad, NetworkKind::Nat);
+            assert!(matches!(found, Err(SubnetError::Used { .. })), "{bad}");
+            assert!(check(bad, NetworkKind::Isolated).is_ok(), "{bad}");
+        }
         for bad in ["10.2.0.1/16", "10.2.0.0/31", "10.0.0.0/7"] {
             assert!(
                 matches!(check(bad, NetworkKind::Nat), Err(SubnetError::Shape(_))),
@@ -143,11 +173,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn what_is_chosen_is_free_and_fit(used in proptest::collection::vec((any::<u32>(), 4u8..=32), 0..40)) {
-            let used: Vec<_> = used
+            let routes = used
                 .into_iter()
                 .map(|(bits, length)| Ipv4Prefix::new(Ipv4Addr::from_bits(bits), length).unwrap())
                 .collect();
+            let used = Used { joined: Vec::new(), routes };
             if let Ok(chosen) = choose(&used) {
+                prop_assert!(!used.all().any(|used| used.overlaps(chosen)));
                 prop_assert_eq!(check(chosen, NetworkKind::Nat, &used), Ok(chosen));
             }
         }
