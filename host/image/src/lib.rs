@@ -32,7 +32,6 @@ pub mod process;
 pub mod protocol;
 pub mod seed;
 mod shown;
-pub mod spawn;
 pub mod system;
 pub mod task;
 pub mod volume;

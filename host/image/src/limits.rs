@@ -42,6 +42,9 @@ pub const DIRECTORY_ENTRIES_MAX: usize = 16_384;
 /// Longest path, and longest target of a symbolic link, in bytes.
 pub const PATH_BYTES_MAX: usize = 4096;
 
+/// Most bytes of directories of one FAT volume that are gone through, cached ones counted: 512 MiB.
+pub const DIRECTORY_WORK_BYTES_MAX: u64 = 512 << 20;
+
 /// Most symbolic links that are followed for one path.
 pub const LINKS_MAX: usize = 40;
 
@@ -71,6 +74,9 @@ pub const REMARKS_MAX: usize = 64;
 
 /// Longest piece of an image's own text in an error or a remark, in characters.
 pub const SHOWN_CHARACTERS_MAX: usize = 200;
+
+/// Longest remark or reason in an answer, in characters.
+pub const SENTENCE_CHARACTERS_MAX: usize = 16 * SHOWN_CHARACTERS_MAX;
 
 /// Largest user data for cloud-init: 1 MiB.
 pub const USER_DATA_BYTES_MAX: usize = 1 << 20;

@@ -37,7 +37,7 @@ use crate::disk::{Expected, Layer};
 use crate::files::FileSystem;
 use crate::limits::{
     CHAIN_IMAGES_MAX, INITRD_BYTES_MAX, INITRD_FILES_MAX, KERNEL_BYTES_MAX, PARTITIONS_MAX,
-    REMARKS_MAX, VIRTUAL_BYTES_MAX,
+    REMARKS_MAX, SENTENCE_CHARACTERS_MAX, SHOWN_CHARACTERS_MAX, VIRTUAL_BYTES_MAX,
 };
 use crate::partitions::{Role, TableKind};
 use crate::shown::shown;
@@ -173,13 +173,13 @@ pub fn receive(
 /// A reason as it may be shown: the text of an image may be in it, but is cut and cleaned only there, so it is cleaned
 /// once more.
 fn sentence_of(reason: &str) -> String {
-    const PARTS_MAX: usize = 16;
+    const PARTS_MAX: usize = SENTENCE_CHARACTERS_MAX / SHOWN_CHARACTERS_MAX;
     let mut text = String::new();
     let mut rest = reason;
     for _ in 0..PARTS_MAX {
         let end = rest
             .char_indices()
-            .nth(crate::limits::SHOWN_CHARACTERS_MAX)
+            .nth(SHOWN_CHARACTERS_MAX)
             .map_or(rest.len(), |(end, _)| end);
         let (part, after) = rest.split_at(end);
         text.push_str(&shown(part));

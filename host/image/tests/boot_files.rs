@@ -9,6 +9,7 @@ mod support;
 use std::fs;
 
 use dwcp_image::boot::Source;
+use dwcp_image::limits::{BOOT_ENTRIES_MAX, INITRD_FILES_MAX};
 use dwcp_image::partitions::TableKind;
 use support::vendor::*;
 use support::*;
@@ -162,6 +163,83 @@ fn grub_of_a_boot_partition_finds_its_files_there_and_joins_initrds() {
         "{:?}",
         out.boot.remarks
     );
+}
+
+#[test]
+fn an_entry_with_too_many_initrds_is_passed_over_and_said() {
+    let name = "an_entry_with_too_many_initrds_is_passed_over_and_said";
+    if !has_tools(name, EXT4) {
+        return;
+    }
+    let many = " /initrd".repeat(INITRD_FILES_MAX + 1);
+    let most = " /initrd".repeat(INITRD_FILES_MAX);
+    let grub = format!(
+        "menuentry many {{\n linux /new x\n initrd{many}\n}}\nmenuentry most {{\n linux /old x\n initrd{most}\n}}"
+    );
+    let (first, second) = (
+        format!("version 2\nlinux /new\ninitrd{many}\n"),
+        format!("version 1\nlinux /old\ninitrd{most}\n"),
+    );
+    let entries = [
+        ("/loader/entries/b.conf", &first),
+        ("/loader/entries/a.conf", &second),
+    ];
+    for (source, configuration) in [
+        (Source::Grub, &[("/grub/grub.cfg", &grub)][..]),
+        (Source::LoaderEntry, &entries),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mut files = vec![
+            ("/new", Content::File(b"new kernel")),
+            ("/old", Content::File(b"old kernel")),
+            ("/initrd", Content::File(b"four")),
+        ];
+        files.extend(
+            configuration
+                .iter()
+                .map(|(path, text)| (*path, Content::File(text.as_bytes()))),
+        );
+        lay_out(&at("boot"), &files);
+        make_ext4(&at("disk.ext4"), &at("boot"), 8 * MIB, BOOT_UUID, &[]);
+        let out = boot(chain(&at("disk.ext4")), folder.path()).unwrap();
+        assert_eq!(
+            (out.boot.source, &out.kernel[..]),
+            (source, &b"old kernel"[..])
+        );
+        assert_eq!(out.initrd, b"four".repeat(INITRD_FILES_MAX));
+        let remarks = out.boot.remarks.join("; ");
+        assert!(remarks.contains("its initrd is 9 files"), "{remarks}");
+    }
+}
+
+#[test]
+fn a_menu_that_is_cut_is_said() {
+    let name = "a_menu_that_is_cut_is_said";
+    if !has_tools(name, EXT4) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let entry = "menuentry gone {\n linux /gone\n}\n";
+    let remarks = |count: usize| {
+        let menu = entry.repeat(count);
+        lay_out(
+            &at("boot"),
+            &[
+                ("/grub/grub.cfg", Content::File(menu.as_bytes())),
+                ("/vmlinuz", Content::File(b"kernel")),
+                ("/etc/kernel/cmdline", Content::File(b"root=x")),
+            ],
+        );
+        make_ext4(&at("disk.ext4"), &at("boot"), 8 * MIB, BOOT_UUID, &[]);
+        let out = boot(chain(&at("disk.ext4")), folder.path()).unwrap();
+        assert_eq!(out.boot.source, Source::UsualNames);
+        out.boot.remarks
+    };
+    let is_said = |remark: &String| remark.contains("more than 64 entries");
+    assert!(!remarks(BOOT_ENTRIES_MAX).iter().any(is_said));
+    assert!(remarks(BOOT_ENTRIES_MAX + 1).iter().any(is_said));
 }
 
 #[test]

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use dwcp_channel::Channel;
 use dwcp_image::boot::Source;
 use dwcp_image::disk::{Expected, Format};
+use dwcp_image::limits::SENTENCE_CHARACTERS_MAX;
 use dwcp_image::protocol::{Answer, AnswerError, Job, Task, receive};
-use dwcp_image::spawn::{Ended, Plan, Started};
+use support::spawn::{Ended, Plan, Started};
 use support::*;
 
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -50,7 +51,7 @@ fn begin(
             .collect(),
         outputs,
     };
-    dwcp_image::spawn::start(plan).unwrap()
+    spawn::start(plan).unwrap()
 }
 
 /// Waits until a process is confined: whether it has a filter, no new privileges, and which descriptors.
@@ -287,15 +288,23 @@ fn an_answer_is_not_believed() {
         },
     ]});
     assert!(matches!(ask(&good), Ok(Answer::Booted(..))));
-    let changes: [(&str, serde_json::Value); 10] = [
+    let mut longest = good.clone();
+    longest["booted"][1]["remarks"][0] = "x".repeat(SENTENCE_CHARACTERS_MAX).into();
+    assert!(matches!(ask(&longest), Ok(Answer::Booted(..))));
+    let changes: [(&str, serde_json::Value); 12] = [
         ("/booted/1/kernel_bytes", 7.into()),
         ("/booted/1/kernel_bytes", 0.into()),
         ("/booted/1/initrd_bytes", 1.into()),
         ("/booted/1/command_line", "a\nb".into()),
         ("/booted/1/command_line", "x".repeat(5000).into()),
+        ("/booted/1/command_line", "root=é".into()),
         ("/booted/1/kernel_path", "/\u{1b}[2J".into()),
         ("/booted/1/remarks", vec!["x"; 65].into()),
         ("/booted/1/remarks/0", "\u{202e}".into()),
+        (
+            "/booted/1/remarks/0",
+            "x".repeat(SENTENCE_CHARACTERS_MAX + 1).into(),
+        ),
         ("/booted/0/virtual_bytes", u64::MAX.into()),
         ("/booted/0/layers", serde_json::json!([])),
     ];

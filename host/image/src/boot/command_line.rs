@@ -1,6 +1,6 @@
 //! The kernel's command line: from what an image says to what a VM is started with.
 //!
-//! What always holds: one line of printable characters, short enough to be passed whole, with a console on the serial port.
+//! What always holds: one line of printable ASCII characters, short enough to be passed whole, with a console on the serial port.
 
 use crate::limits::COMMAND_LINE_BYTES_MAX;
 
@@ -13,9 +13,9 @@ pub enum CommandLineError {
     /// Too long.
     #[error("It has {0} bytes; a VM is started with at most {COMMAND_LINE_BYTES_MAX}")]
     TooLong(usize),
-    /// Something in it that belongs into no command line.
-    #[error("It contains a control character")]
-    Control,
+    /// Something in it that a VM is not started with.
+    #[error("It contains {0:?}; a VM is started with printable ASCII characters only")]
+    Character(char),
 }
 
 /// Checks a command line, makes one space of every run of them, and adds the console if it is not there.
@@ -34,9 +34,12 @@ pub(crate) fn check(line: &str) -> Result<(), CommandLineError> {
     if line.len() > COMMAND_LINE_BYTES_MAX {
         return Err(CommandLineError::TooLong(line.len()));
     }
-    match line.chars().any(char::is_control) {
-        true => Err(CommandLineError::Control),
-        false => Ok(()),
+    match line
+        .chars()
+        .find(|character| !(' '..='~').contains(character))
+    {
+        Some(character) => Err(CommandLineError::Character(character)),
+        None => Ok(()),
     }
 }
 
@@ -75,6 +78,10 @@ mod tests {
     #[test]
     fn what_would_be_cut_or_misread_is_refused() {
         assert!(finish(&"x".repeat(COMMAND_LINE_BYTES_MAX)).is_err());
-        assert!(finish("a\u{7}b").is_err());
+        for bad in ["a\u{7}b", "a\u{7f}", "root=LABEL=é", "a\u{a0}b"] {
+            let said = finish(bad).unwrap_err().to_string();
+            assert!(said.contains("printable ASCII"), "{bad:?}: {said}");
+        }
+        assert!(finish("root=LABEL='a ~ b'").is_ok());
     }
 }

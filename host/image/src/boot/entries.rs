@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::version::compare;
 use super::{Candidate, Search, Source};
 use crate::files::Volume;
-use crate::limits::{BOOT_ENTRIES_MAX, INITRD_FILES_MAX};
+use crate::limits::BOOT_ENTRIES_MAX;
 use crate::partitions::Role;
 use crate::shown::shown;
 
@@ -166,11 +166,13 @@ fn candidate(
         search.remark(format!("{}: there is no {}", shown(&label), shown(linux)));
         return None;
     };
+    let written = expand(&entry.initrds.join(" "), environment);
+    let written: Vec<&str> = written.split_ascii_whitespace().collect();
+    if !search.takes_initrds(&shown(&label), written.len()) {
+        return None;
+    }
     let mut initrds = Vec::new();
-    for initrd in expand(&entry.initrds.join(" "), environment)
-        .split_ascii_whitespace()
-        .take(INITRD_FILES_MAX)
-    {
+    for initrd in written {
         let Some(found) = search.locate(part, &paths(initrd)) else {
             search.remark(format!("{}: there is no {}", shown(&label), shown(initrd)));
             return None;

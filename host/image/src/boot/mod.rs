@@ -20,7 +20,9 @@ use std::io::{self, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{FileError, Volume};
-use crate::limits::{INITRD_BYTES_MAX, INITRD_FILES_MAX, KERNEL_BYTES_MAX, REMARKS_MAX};
+use crate::limits::{
+    INITRD_BYTES_MAX, INITRD_FILES_MAX, KERNEL_BYTES_MAX, REMARKS_MAX, SENTENCE_CHARACTERS_MAX,
+};
 use crate::shown::{sentence, shown};
 use crate::system::System;
 pub use command_line::CommandLineError;
@@ -169,10 +171,23 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
+    /// What is longer than an answer may say is cut: a disk can have many partitions that are not read.
     fn remark(&mut self, text: String) {
         if self.remarks.len() < REMARKS_MAX {
-            self.remarks.push(text);
+            self.remarks
+                .push(text.chars().take(SENTENCE_CHARACTERS_MAX).collect());
         }
+    }
+
+    /// Whether an entry's initrd is of as many files as are taken; it is remarked if not.
+    fn takes_initrds(&mut self, entry: &str, count: usize) -> bool {
+        let takes = count <= INITRD_FILES_MAX;
+        if !takes {
+            self.remark(format!(
+                "{entry}: its initrd is {count} files; at most {INITRD_FILES_MAX} are taken"
+            ));
+        }
+        takes
     }
 
     /// A file's text; a failure is remarked and counts as no file.
@@ -235,7 +250,7 @@ impl Plan {
             return Err(BootError::EmptyKernel(shown(&self.kernel.path)));
         }
         let mut initrd_bytes = 0u64;
-        for initrd in self.initrds.iter().take(INITRD_FILES_MAX) {
+        for initrd in &self.initrds {
             let padding = initrd_bytes.next_multiple_of(4) - initrd_bytes;
             initrd_out.write_all(&[0; 4][..padding as usize])?;
             initrd_bytes += padding;
@@ -270,4 +285,36 @@ fn copy(
         .and_then(|part| part.volume.as_ref())
         .ok_or_else(|| failed(FileError::NotFound(shown(&file.path))))?;
     volume.copy(&file.path, bytes_max, out).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::disk::{Disk, Expected};
+    use crate::partitions::TableKind;
+
+    #[test]
+    fn a_remark_is_no_longer_than_an_answer_may_say() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(512).unwrap();
+        let system = System {
+            disk: Rc::new(Disk::open(vec![(file, Expected::Raw)]).unwrap()),
+            table: TableKind::None,
+            parts: Vec::new(),
+            remarks: Vec::new(),
+        };
+        let mut search = Search {
+            system: &system,
+            remarks: Vec::new(),
+        };
+        for length in [SENTENCE_CHARACTERS_MAX, SENTENCE_CHARACTERS_MAX + 1] {
+            search.remark("é".repeat(length));
+        }
+        let longest = "é".repeat(SENTENCE_CHARACTERS_MAX);
+        assert_eq!(search.remarks, [longest.clone(), longest]);
+    }
 }

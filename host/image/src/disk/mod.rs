@@ -112,6 +112,11 @@ pub struct Disk {
 impl Disk {
     /// Opens a chain, the topmost image first.
     pub fn open(chain: Vec<(File, Expected)>) -> Result<Self, DiskError> {
+        Self::open_within(chain, READ_BYTES_MAX)
+    }
+
+    /// As [`open`](Self::open), but at most `bytes_max` are read from it.
+    fn open_within(chain: Vec<(File, Expected)>, bytes_max: u64) -> Result<Self, DiskError> {
         let count = chain.len();
         if !(1..=CHAIN_IMAGES_MAX).contains(&count) {
             return Err(DiskError::Chain(count));
@@ -138,7 +143,7 @@ impl Disk {
         Ok(Self {
             access,
             layers,
-            cache: RefCell::new(Cache::new(block_bytes, READ_BYTES_MAX)),
+            cache: RefCell::new(Cache::new(block_bytes, bytes_max)),
         })
     }
 
@@ -243,4 +248,90 @@ fn open_qcow2(
         .data_file(None)
         .open(DenyImplicitOpenGate::default())?;
     Ok(FormatAccess::new(image))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const CLUSTER_BYTES: u64 = 2 << 20;
+    const CLUSTER_BITS: u32 = CLUSTER_BYTES.trailing_zeros();
+    const FILL: u8 = b'x';
+
+    /// A cluster of one byte over and over, as deflate packs it (RFC 1951): one block under the fixed code, in which
+    /// the byte stands once, and then as often as needed the longest repetition of what came one byte before.
+    fn packed() -> Vec<u8> {
+        const LONGEST: u64 = 258;
+        // The last block; fixed codes. Numbers begin at their lowest bit, codes at their highest.
+        let mut bits = vec![true, true, false];
+        let mut code = |code: u32, length: u32| {
+            bits.extend((0..length).rev().map(|bit| code >> bit & 1 == 1));
+        };
+        let literal = |byte: u8| 0b0011_0000 + u32::from(byte);
+        let repeated = (CLUSTER_BYTES - 1) / LONGEST;
+        for _ in 0..CLUSTER_BYTES - repeated * LONGEST {
+            code(literal(FILL), 8);
+        }
+        for _ in 0..repeated {
+            code(0b1100_0101, 8);
+            code(0, 5);
+        }
+        code(0, 7);
+        bits.chunks(8)
+            .map(|byte| {
+                byte.iter()
+                    .rev()
+                    .fold(0, |all, bit| all << 1 | u8::from(*bit))
+            })
+            .collect()
+    }
+
+    /// A qcow2 of 16 TiB whose tables all lead to the same compressed cluster.
+    fn small_file_of_much_work() -> File {
+        const SECTOR_BYTES: u64 = 512;
+        let packed = packed();
+        let sectors = (packed.len() as u64).div_ceil(SECTOR_BYTES);
+        let file = tempfile::tempfile().unwrap();
+        let put = |at: u64, bytes: &[u8]| file.write_all_at(bytes, at).unwrap();
+        let tables = |entry: u64| entry.to_be_bytes().repeat((CLUSTER_BYTES / 8) as usize);
+        put(0, b"QFI\xfb\0\0\0\x03");
+        put(20, &CLUSTER_BITS.to_be_bytes());
+        put(24, &(1u64 << 44).to_be_bytes());
+        put(36, &32u32.to_be_bytes());
+        put(40, &CLUSTER_BYTES.to_be_bytes());
+        put(96, &4u32.to_be_bytes());
+        put(100, &(qcow2::HEADER_BYTES as u32).to_be_bytes());
+        put(CLUSTER_BYTES, &tables(2 * CLUSTER_BYTES));
+        // Where it is, and how many sectors there are after its first.
+        let place = (sectors - 1) << (62 - (CLUSTER_BITS - 8)) | (3 * CLUSTER_BYTES);
+        put(2 * CLUSTER_BYTES, &tables(1 << 62 | place));
+        put(3 * CLUSTER_BYTES, &packed);
+        file.set_len(3 * CLUSTER_BYTES + sectors * SECTOR_BYTES)
+            .unwrap();
+        file
+    }
+
+    #[test]
+    fn a_small_file_cannot_make_much_work() {
+        const CLUSTERS: u64 = 16;
+        let file = small_file_of_much_work();
+        assert!(file.metadata().unwrap().len() < 4 * CLUSTER_BYTES);
+        let chain = vec![(file, Expected::Detect)];
+        let disk = Disk::open_within(chain, CLUSTERS * CLUSTER_BYTES).unwrap();
+        let mut cluster = vec![0; CLUSTER_BYTES as usize];
+        for number in 0..CLUSTERS {
+            // Far apart: each is under a table of its own.
+            disk.read_at(number << 40, &mut cluster).unwrap();
+            assert!(cluster.iter().all(|byte| *byte == FILL), "{number}");
+            cluster.fill(0);
+        }
+        let over = disk.read_at(CLUSTERS / 2 * CLUSTER_BYTES, &mut cluster);
+        let said = over.unwrap_err().to_string();
+        assert!(
+            said.contains("the limit of bytes read is reached"),
+            "{said}"
+        );
+    }
 }

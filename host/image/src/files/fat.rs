@@ -1,13 +1,16 @@
 //! FAT with 12, 16 and 32 bits and long names.
 //!
 //! What always holds: every number of the volume is checked before it is used; chains of clusters are followed no
-//! further than the file or the directory may be long, so one that leads in a circle ends. It is read here, and not by
+//! further than the file or the directory may be long, so one that leads in a circle ends; directories, walked from the
+//! root for each step of a path, are read up to a bound for the whole volume. It is read here, and not by
 //! a crate, because those that there are trust the volume: a cluster number of 1, or a table of many copies, makes them
 //! panic. The format is Microsoft's "FAT32 File System Specification", version 1.03.
 
+use std::cell::Cell;
+
 use super::{FileError, Node, PIECE_BYTES, Sink, Slice, Tree};
 use crate::bytes::{array, le16, le32};
-use crate::limits::{DIRECTORY_BYTES_MAX, DIRECTORY_ENTRIES_MAX};
+use crate::limits::{DIRECTORY_BYTES_MAX, DIRECTORY_ENTRIES_MAX, DIRECTORY_WORK_BYTES_MAX};
 use crate::shown::shown;
 
 mod directory;
@@ -117,6 +120,8 @@ impl Layout {
 pub(super) struct Fat {
     slice: Slice,
     layout: Layout,
+    /// How many bytes of directories may still be gone through.
+    directory_bytes_left: Cell<u64>,
 }
 
 /// Where a file or directory lies.
@@ -136,7 +141,12 @@ impl Fat {
             .ok_or_else(|| FileError::Damaged("its boot sector is not that of FAT".into()))?;
         let serial = layout.serial;
         let uuid = format!("{:04x}-{:04x}", serial >> 16, serial & 0xffff);
-        Ok((Self { slice, layout }, uuid))
+        let fat = Self {
+            slice,
+            layout,
+            directory_bytes_left: Cell::new(DIRECTORY_WORK_BYTES_MAX),
+        };
+        Ok((fat, uuid))
     }
 
     fn root(&self) -> Place {
@@ -174,6 +184,7 @@ impl Fat {
         let mut bytes = Vec::new();
         match place {
             Place::FixedRoot => {
+                self.pay(self.layout.root_bytes)?;
                 bytes.resize(self.layout.root_bytes as usize, 0);
                 self.slice
                     .read_at(self.layout.root_at, &mut bytes)
@@ -186,6 +197,7 @@ impl Fat {
                     if at as u64 + self.layout.cluster_bytes > DIRECTORY_BYTES_MAX {
                         return Err(FileError::Directory(shown(path)));
                     }
+                    self.pay(self.layout.cluster_bytes)?;
                     bytes.resize(at + self.layout.cluster_bytes as usize, 0);
                     self.read_cluster(cluster, 0, &mut bytes[at..])?;
                     if directory::is_last(&bytes[at..]) {
@@ -201,6 +213,15 @@ impl Fat {
             entries.iter_mut().for_each(|entry| entry.cluster &= 0xffff);
         }
         Ok(entries)
+    }
+
+    /// Counts bytes of a directory that are about to be read: a directory that is its own parent, or a long path, would
+    /// otherwise make work without reading anything new.
+    fn pay(&self, bytes: u64) -> Result<(), FileError> {
+        let left = self.directory_bytes_left.get().checked_sub(bytes);
+        self.directory_bytes_left
+            .set(left.ok_or(FileError::DirectoryWork)?);
+        Ok(())
     }
 
     /// Reads within a cluster whose number a chain has checked.
@@ -312,4 +333,53 @@ impl Tree for Fat {
 /// Bytes at a place that [`directory`] has checked.
 fn short_name(entry: &[u8]) -> Option<[u8; 11]> {
     array(entry, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::rc::Rc;
+
+    use super::super::resolve::resolve;
+    use super::*;
+    use crate::disk::{Disk, Expected};
+
+    /// A volume of 12 bits whose only directory, `a`, is its own parent.
+    fn circle() -> Fat {
+        const SECTOR: usize = 512;
+        let mut volume = vec![0u8; 64 * SECTOR];
+        let mut put = |at: usize, bytes: &[u8]| volume[at..at + bytes.len()].copy_from_slice(bytes);
+        // Sectors of 512 bytes, clusters of one, one sector before one table of one, a root of 16 entries.
+        put(11, &[0, 2, 1, 1, 0, 1, 16, 0, 64, 0, 0xf8, 1, 0]);
+        put(510, &[0x55, 0xaa]);
+        put(SECTOR + 3, &[0xff, 0x0f]);
+        let mut entry = [0; ENTRY_BYTES as usize];
+        entry[..12].copy_from_slice(b"A          \x10");
+        entry[26] = 2;
+        put(2 * SECTOR, &entry);
+        put(3 * SECTOR, &entry);
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &volume, 0).unwrap();
+        let slice = Slice {
+            disk: Rc::new(Disk::open(vec![(file, Expected::Raw)]).unwrap()),
+            start: 0,
+            bytes: volume.len() as u64,
+        };
+        Fat::open(slice).unwrap().0
+    }
+
+    #[test]
+    fn directories_that_are_read_again_are_paid_for_again() {
+        let fat = circle();
+        assert_eq!(resolve(&fat, "/a/a/a").unwrap().1, Node::Directory);
+        // One directory for the first step, two for the second, three for the third; each is a sector.
+        let paid = DIRECTORY_WORK_BYTES_MAX - fat.directory_bytes_left.get();
+        assert_eq!(paid, 6 * 512);
+        fat.directory_bytes_left.set(1 << 20);
+        let deep = resolve(&fat, &"/a".repeat(200));
+        assert!(matches!(deep, Err(FileError::DirectoryWork)), "{deep:?}");
+        let again = resolve(&fat, &"/a".repeat(200));
+        assert!(matches!(again, Err(FileError::DirectoryWork)), "{again:?}");
+    }
 }

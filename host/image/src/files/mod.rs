@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::rc::Rc;
 
 use crate::disk::Disk;
-use crate::limits::CONFIG_BYTES_MAX;
+use crate::limits::{CONFIG_BYTES_MAX, DIRECTORY_WORK_BYTES_MAX};
 use crate::partitions::Partition;
 use crate::shown::shown;
 pub use identify::{FileSystem, identify};
@@ -87,6 +87,11 @@ pub enum FileError {
     /// A directory with too many entries.
     #[error("The directory {0} is too large")]
     Directory(String),
+    /// Directories that are read again and again.
+    #[error(
+        "The file system makes too much work: the limit of {DIRECTORY_WORK_BYTES_MAX} bytes of directories is reached"
+    )]
+    DirectoryWork,
     /// Structures that contradict each other.
     #[error("The file system is damaged: {0}")]
     Damaged(String),

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod spawn;
 pub mod vendor;
 
 use std::fs::{self, File, OpenOptions};

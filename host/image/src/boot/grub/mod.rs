@@ -8,7 +8,7 @@
 mod script;
 
 use super::{Candidate, Located, Search, Source};
-use crate::limits::INITRD_FILES_MAX;
+use crate::limits::BOOT_ENTRIES_MAX;
 use crate::partitions::Role;
 use crate::shown::shown;
 use script::MenuEntry;
@@ -29,7 +29,14 @@ pub(super) fn find(search: &mut Search<'_>) -> Option<Candidate> {
             let Some(text) = search.text(volume, place) else {
                 continue;
             };
-            for entry in script::menu_entries(&text) {
+            let menu = script::read_menu(&text);
+            // Said first: the entries that lead nowhere may take every remark that there is room for.
+            if menu.is_cut {
+                search.remark(format!(
+                    "{place} has more than {BOOT_ENTRIES_MAX} entries; the rest was not read"
+                ));
+            }
+            for entry in menu.entries {
                 if let Some(found) = candidate(search, part, place, &entry) {
                     return Some(found);
                 }
@@ -48,23 +55,19 @@ fn candidate(
 ) -> Option<Candidate> {
     let (kernel_path, options) = entry.linux.split_first()?;
     let parts = places_to_look(search, part, entry);
+    let label = format!("{place}, '{}'", shown(&entry.title));
     let Some(kernel) = locate(search, &parts, kernel_path) else {
-        search.remark(format!(
-            "{place}, '{}': there is no {}",
-            shown(&entry.title),
-            shown(kernel_path)
-        ));
+        search.remark(format!("{label}: there is no {}", shown(kernel_path)));
         return None;
     };
+    if !search.takes_initrds(&label, entry.initrd.len()) {
+        return None;
+    }
     let mut initrds = Vec::new();
-    for path in entry.initrd.iter().take(INITRD_FILES_MAX) {
+    for path in &entry.initrd {
         // It is where the kernel is.
         let Some(initrd) = locate(search, &[kernel.part], path) else {
-            search.remark(format!(
-                "{place}, '{}': there is no {}",
-                shown(&entry.title),
-                shown(path)
-            ));
+            search.remark(format!("{label}: there is no {}", shown(path)));
             return None;
         };
         initrds.push(initrd);

@@ -1,7 +1,8 @@
 //! Enough of GRUB's script language: words, quotes, variables, braces.
 //!
 //! What always holds: any text is read, in time in proportion to its length and what its variables add; words, entries
-//! and variables are bounded, and what is beyond a bound is left out. The language is described in GRUB's manual, chapter
+//! and variables are bounded; what is beyond a bound is left out, and a command line that was cut so is still longer
+//! than any that is taken. The language is described in GRUB's manual, chapter
 //! "Writing full configuration files directly".
 
 use std::collections::BTreeMap;
@@ -12,8 +13,8 @@ use crate::limits::{BOOT_ENTRIES_MAX, COMMAND_LINE_BYTES_MAX};
 const VARIABLES_MAX: usize = 512;
 /// Longest word, variables replaced.
 const WORD_BYTES_MAX: usize = 2 * COMMAND_LINE_BYTES_MAX;
-/// Most words of one command.
-const WORDS_MAX: usize = 512;
+/// Most words of one command. A command line of more is refused, for it is too long.
+const WORDS_MAX: usize = COMMAND_LINE_BYTES_MAX;
 
 /// A menu entry with a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,17 +29,29 @@ pub(super) struct MenuEntry {
     pub(super) root_uuid: Option<String>,
 }
 
-/// The menu entries that have a kernel, in order; those of submenus among them.
-pub(super) fn menu_entries(text: &str) -> Vec<MenuEntry> {
+/// A menu.
+#[derive(Debug)]
+pub(super) struct Menu {
+    /// The entries that have a kernel, in order; those of submenus among them. At most [`BOOT_ENTRIES_MAX`].
+    pub(super) entries: Vec<MenuEntry>,
+    /// Whether there are more.
+    pub(super) is_cut: bool,
+}
+
+/// Reads the menu of a file.
+pub(super) fn read_menu(text: &str) -> Menu {
     let mut reader = Reader::default();
     let mut commands = Commands::new(text);
     while let Some(words) = commands.next(&reader.variables) {
         reader.take(words);
-        if reader.entries.len() == BOOT_ENTRIES_MAX {
+        if reader.entries.len() > BOOT_ENTRIES_MAX {
             break;
         }
     }
-    reader.entries
+    let mut entries = reader.entries;
+    let is_cut = entries.len() > BOOT_ENTRIES_MAX;
+    entries.truncate(BOOT_ENTRIES_MAX);
+    Menu { entries, is_cut }
 }
 
 /// What has been read so far.
@@ -277,9 +290,10 @@ impl<'a> Commands<'a> {
                 push(&mut name, next);
             }
         }
-        for inner in variables.get(&name).map_or("", String::as_str).chars() {
-            push(word, inner);
-        }
+        let value = variables.get(&name).map_or("", String::as_str);
+        // At once, and no more than there is room for: a file may name a long value many thousand times.
+        let room = WORD_BYTES_MAX.saturating_sub(word.len());
+        word.push_str(&value[..value.floor_char_boundary(room)]);
     }
 }
 
@@ -292,7 +306,10 @@ fn push(word: &mut String, next: char) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::limits::CONFIG_BYTES_MAX;
     use proptest::prelude::*;
 
     #[test]
@@ -323,7 +340,7 @@ mod tests {
     /// The shape of Ubuntu's file: a function, both branches of an `if`, a submenu.
     #[test]
     fn the_first_kernel_of_each_entry_counts() {
-        let entries = menu_entries(
+        let entries = read_menu(
             r#"
             function gfxmode {
                 set gfxpayload="${1}"
@@ -354,7 +371,8 @@ mod tests {
             menuentry 'UEFI Firmware Settings' { fwsetup }
             menuentry 'no end' { linux /late
             "#,
-        );
+        )
+        .entries;
         assert_eq!(entries.len(), 2, "{entries:?}");
         assert_eq!(entries[0].title, "Ubuntu");
         assert_eq!(
@@ -369,14 +387,43 @@ mod tests {
 
     #[test]
     fn what_has_no_bound_in_the_file_has_one_here() {
-        let many = "menuentry a { linux /k\n }\n".repeat(BOOT_ENTRIES_MAX * 3);
-        assert_eq!(menu_entries(&many).len(), BOOT_ENTRIES_MAX);
+        for (count, is_cut) in [(BOOT_ENTRIES_MAX, false), (BOOT_ENTRIES_MAX * 3, true)] {
+            let menu = read_menu(&"menuentry a { linux /k\n }\n".repeat(count));
+            assert_eq!(
+                (menu.entries.len(), menu.is_cut),
+                (BOOT_ENTRIES_MAX, is_cut)
+            );
+        }
         let growing = format!(
             "set a=x\n{}menuentry t {{ linux /k $a\n}}",
             "set a=$a$a\n".repeat(100)
         );
-        let entries = menu_entries(&growing);
+        let entries = read_menu(&growing).entries;
         assert_eq!(entries[0].linux[1].len(), WORD_BYTES_MAX - 2);
+        // Words that are left out leave too many.
+        let many = format!("menuentry t {{ linux /k{}\n}}", " x".repeat(5000));
+        let options = read_menu(&many).entries[0].linux[1..].join(" ");
+        assert!(options.len() > COMMAND_LINE_BYTES_MAX);
+    }
+
+    /// The largest file there may be, made of one long value. Letter by letter that is a thousand million steps.
+    #[test]
+    fn a_value_that_is_named_often_is_not_walked_each_time() {
+        let value = "x".repeat(WORD_BYTES_MAX - 2);
+        let often = CONFIG_BYTES_MAX as usize / 3;
+        let start = Instant::now();
+        for (pieces, length) in [("$a ", value.len()), ("$a", WORD_BYTES_MAX)] {
+            let text = format!(
+                "set a={value}\nmenuentry t {{ linux /k {}\n}}",
+                pieces.repeat(often)
+            );
+            assert_eq!(read_menu(&text).entries[0].linux[1].len(), length);
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     proptest! {
@@ -384,7 +431,7 @@ mod tests {
         fn any_text_is_read(
             text in "(?s)(menuentry|set|linux|initrd|search|\\{|\\}|[$'\"\\\\;#\n a=/-]|.){0,80}",
         ) {
-            prop_assert!(menu_entries(&text).len() <= BOOT_ENTRIES_MAX);
+            prop_assert!(read_menu(&text).entries.len() <= BOOT_ENTRIES_MAX);
         }
     }
 }

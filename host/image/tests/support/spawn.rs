@@ -1,6 +1,6 @@
 //! Starting the program without the launcher: the same descriptors in the same places, but none of the walls.
 //!
-//! For tests of the program alone. The process bounds and confines itself as always; what the launcher adds
+//! The process bounds and confines itself as always; what the launcher adds
 //! (namespaces, a user of its own, an empty root) is missing.
 
 use std::fs::File;
@@ -13,9 +13,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use dwcp_channel::Channel;
+use dwcp_image::protocol::{Answer, AnswerError, Task, receive};
 use dwcp_jail::{Handover, LastWordsPipe};
-
-use crate::protocol::{Answer, AnswerError, Task, receive};
 
 /// What to start.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ pub struct Plan<'a> {
     pub task: &'a Task,
     /// The images, the topmost first; as many as the task says.
     pub images: Vec<File>,
-    /// The files for kernel and initrd, for a [`Job::Boot`](crate::protocol::Job::Boot).
+    /// The files for kernel and initrd, for a job that boots.
     pub outputs: Option<(File, File)>,
 }
 
