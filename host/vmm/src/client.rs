@@ -12,10 +12,16 @@ use dwcp_channel::{Channel, ChannelError};
 
 use dwcp_snapshot::{Disk, SnapshotDigest};
 
+use crate::devices::{ANSWER_TIMEOUT, SYNC_TIMEOUT};
 use crate::protocol::{Reply, Request, Status, VERSIONS};
+use crate::vcpu::STAND_TIMEOUT;
 
-/// How long a reply may take.
-pub const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a reply may take: longer than the VMM itself waits for vCPUs and devices.
+pub const REPLY_TIMEOUT: Duration = STAND_TIMEOUT.saturating_add(Duration::from_secs(20));
+/// How long a pause may take, which makes durable what the guest wrote.
+pub const PAUSE_TIMEOUT: Duration = SYNC_TIMEOUT
+    .saturating_add(ANSWER_TIMEOUT)
+    .saturating_add(REPLY_TIMEOUT);
 /// How long writing a snapshot may take.
 pub const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
@@ -74,9 +80,12 @@ impl VmmClient {
         self.done(&Request::Run { epoch }, None)
     }
 
-    /// Stops all vCPUs.
+    /// Stops all vCPUs; what the guest wrote to its disks is durable afterwards. It goes on if that cannot be done.
     pub fn pause(&mut self) -> Result<(), ClientError> {
-        self.done(&Request::Pause, None)
+        match self.ask_slowly(&Request::Pause, None, PAUSE_TIMEOUT)? {
+            (Reply::Done, _) => Ok(()),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
     }
 
     /// Lets a paused VM go on, under `epoch`.
@@ -155,10 +164,7 @@ impl VmmClient {
             base,
             disks,
         };
-        self.channel.set_read_timeout(SNAPSHOT_TIMEOUT)?;
-        let answer = self.ask(&request, Some(file));
-        self.channel.set_read_timeout(REPLY_TIMEOUT)?;
-        match answer? {
+        match self.ask_slowly(&request, Some(file), SNAPSHOT_TIMEOUT)? {
             (Reply::Snapshot { digest }, _) => Ok(digest),
             (other, _) => Err(ClientError::Unexpected(other)),
         }
@@ -203,6 +209,19 @@ impl VmmClient {
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<(Reply, Option<OwnedFd>), ClientError> {
         self.ask_with(request, fd.as_slice())
+    }
+
+    /// What may take longer than other requests.
+    fn ask_slowly(
+        &mut self,
+        request: &Request,
+        fd: Option<BorrowedFd<'_>>,
+        timeout: Duration,
+    ) -> Result<(Reply, Option<OwnedFd>), ClientError> {
+        self.channel.set_read_timeout(timeout)?;
+        let answer = self.ask(request, fd);
+        self.channel.set_read_timeout(REPLY_TIMEOUT)?;
+        answer
     }
 
     fn ask_with(

@@ -46,7 +46,8 @@ pub enum Request {
         /// Not less than any epoch seen before.
         epoch: u64,
     },
-    /// Stops all vCPUs; answered when none runs.
+    /// Makes durable what the guest wrote to its disks, and stops all vCPUs; answered when none runs. The guest goes on
+    /// if that cannot be done.
     Pause,
     /// Lets paused vCPUs go on.
     Resume {

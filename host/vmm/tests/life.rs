@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{Read, Write};
 
 use common::{Bed, DEADLINE, Serial, has_kvm};
 use dwcp_vmm::client::ClientError;
+use dwcp_vmm::config::{Device, DiskFormat, DiskLimits};
 use dwcp_vmm::protocol::Phase;
 
 const SMALL: &str = "fill_mib=8 ws_mib=2 rate=500";
@@ -136,6 +138,37 @@ fn paused_nothing_runs() {
     });
     assert!(after.gap_us >= 300_000, "{after:?}");
     assert_eq!(after.bad, 0);
+}
+
+#[test]
+fn a_pause_whose_disk_cannot_be_flushed_is_refused_and_the_guest_goes_on() {
+    if !has_kvm("a_pause_whose_disk_cannot_be_flushed_is_refused_and_the_guest_goes_on") {
+        return;
+    }
+    let mut bed = Bed::new(32);
+    bed.vcpus = 2;
+    bed.devices = vec![Device::Block {
+        id: "data".into(),
+        read_only: false,
+        chain: vec![DiskFormat::Raw],
+        queues: 1,
+        limits: DiskLimits::default(),
+    }];
+    // It can be sought in, and has nothing to flush. The guest never uses it.
+    let zeros = File::options().read(true).write(true).open("/dev/zero");
+    bed.disks = vec![zeros.unwrap()];
+    let vmm = bed.fresh(SMALL);
+    let mut client = vmm.client().unwrap();
+    client.run(1).unwrap();
+    let serial = Serial::of(&vmm);
+    for _ in 0..3 {
+        let tick = serial.ticks().last().map_or(0, |tick| tick.tick);
+        let refused = client.pause().unwrap_err().to_string();
+        assert!(refused.contains("block-1 failed: "), "{refused}");
+        assert_eq!(client.status().unwrap().phase, Phase::Running);
+        assert_eq!(serial.wait_for_tick(tick + 1).bad, 0);
+    }
+    assert_eq!(client.status().unwrap().devices[0].errors, 3);
 }
 
 #[test]

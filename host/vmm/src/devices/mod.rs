@@ -23,8 +23,8 @@ pub use serial::{SERIAL_LINE, SERIAL_PORT, SerialPort, SerialRegisters};
 #[cfg(feature = "fuzzing")]
 pub use virtio::fuzzing;
 pub use virtio::{
-    Backend, Balloon, Block, ChainDisk, Console, DeviceError, Disk, Function, FunctionState, Kind,
-    Net, Order, RawDisk, Rng, Vsock,
+    ANSWER_TIMEOUT, Backend, Balloon, Block, ChainDisk, Console, DeviceError, Disk, Function,
+    FunctionState, Kind, Net, Order, RawDisk, Rng, SYNC_TIMEOUT, Vsock,
 };
 
 use crate::boot::{

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use dwcp_jail::LastWords;
 use dwcp_memory::{DirtyBitmap, GuestMemory, open_page_map};
@@ -17,8 +18,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::boot::{self, BootError, Entry, Fresh};
 use crate::config::{Boot, Generation, VmConfig};
 use crate::devices::{
-    Backend, ConsoleBuffer, DeviceError, Devices, Function, Kind as DeviceKind, Order, PciBus,
-    Terminal, window_of,
+    ANSWER_TIMEOUT, Backend, ConsoleBuffer, DeviceError, Devices, Function, Kind as DeviceKind,
+    Order, PciBus, SYNC_TIMEOUT, Terminal, window_of,
 };
 use crate::end::{EndNotice, GuestEnd};
 use crate::kvm::{KvmError, Vm};
@@ -340,26 +341,45 @@ impl Machine {
         self.start(epoch)
     }
 
-    /// Stops all vCPUs, then all devices; none runs when this returns.
+    /// Stops all vCPUs, then all devices; none runs when this returns, and what was written to disks is durable. If it
+    /// cannot be done the guest goes on.
     pub fn pause(&mut self) -> Result<(), RequestError> {
         if self.phase != Phase::Running {
             return Err(self.refuse("be paused"));
         }
-        self.pause.store(true, Ordering::SeqCst);
-        self.vcpus.iter().for_each(Vcpu::kick);
-        let stood = self.vcpus.iter().try_for_each(Vcpu::wait_standing);
-        let stood = stood.map_err(RequestError::from);
-        let stopped = stood.and_then(|()| Ok(self.order_devices(|| Order::Pause)?));
-        if let Err(error) = stopped {
-            // Neither running nor paused: nobody could say any more what it is.
-            self.end
-                .tell(GuestEnd::Failed(crate::process::sentence(&error)));
+        // While the guest still runs: what is left to do when it stands is little.
+        self.order_devices(|| Order::Sync, SYNC_TIMEOUT)?;
+        if let Err(error) = self.stop() {
+            self.go_on();
             return Err(error);
         }
         self.phase = Phase::Paused;
         match self.end.get() {
             Some(_) => Err(RequestError::Ended),
             None => Ok(()),
+        }
+    }
+
+    fn stop(&self) -> Result<(), RequestError> {
+        self.pause.store(true, Ordering::SeqCst);
+        self.vcpus.iter().for_each(Vcpu::kick);
+        let until = Instant::now() + vcpu::STAND_TIMEOUT;
+        for vcpu in &self.vcpus {
+            vcpu.wait_standing(until)?;
+        }
+        Ok(self.order_devices(|| Order::Pause, ANSWER_TIMEOUT)?)
+    }
+
+    /// As if it had not been stopped. Nobody is waited for, for somebody does not answer.
+    fn go_on(&self) {
+        for function in self.devices.pci.functions() {
+            function.worker().go_on();
+        }
+        self.pause.store(false, Ordering::SeqCst);
+        if let Err(error) = self.vcpus.iter().try_for_each(Vcpu::run) {
+            // Neither running nor paused: nobody could say any more what it is.
+            self.end
+                .tell(GuestEnd::Failed(crate::process::sentence(&error)));
         }
     }
 
@@ -448,7 +468,7 @@ impl Machine {
             });
         }
         self.epoch = epoch;
-        self.order_devices(|| Order::Resume)?;
+        self.order_devices(|| Order::Resume, ANSWER_TIMEOUT)?;
         self.pause.store(false, Ordering::SeqCst);
         for vcpu in &self.vcpus {
             vcpu.run()?;
@@ -457,9 +477,15 @@ impl Machine {
         Ok(())
     }
 
-    fn order_devices(&self, order: impl Fn() -> Order) -> Result<(), DeviceError> {
+    /// The same order to all devices, which have so long for it together.
+    fn order_devices(
+        &self,
+        order: impl Fn() -> Order,
+        timeout: Duration,
+    ) -> Result<(), DeviceError> {
+        let until = Instant::now() + timeout;
         for function in self.devices.pci.functions() {
-            function.worker().order(order())?;
+            function.worker().order_until(order(), until)?;
         }
         Ok(())
     }

@@ -14,17 +14,20 @@
 //!      |<-------------------------------|
 //! ```
 //!
+//! A pause that is given up before the vCPU stands tells it to run once more: it may have been about to stand.
+//!
 //! When the guest ends, the thread leaves the news in [`EndNotice`] and stands still as if paused.
 
 mod kick;
 mod run;
 
+use std::cell::Cell;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dwcp_jail::LastWords;
 use kvm_bindings::kvm_cpuid_entry2;
@@ -32,7 +35,7 @@ use kvm_ioctls::VcpuFd;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::boot::Entry;
-use crate::devices::Devices;
+use crate::devices::{self, Devices};
 use crate::end::EndNotice;
 use crate::kvm::{KvmError, VcpuState, Vm};
 
@@ -40,6 +43,10 @@ pub use kick::install_handler;
 
 /// How long a vCPU may take to do what it is told; KVM answers within microseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long all of them may take to stand still: one may be waiting for a device.
+pub const STAND_TIMEOUT: Duration = devices::ANSWER_TIMEOUT.saturating_add(ANSWER_TIMEOUT);
+/// Most times that a vCPU is told to run before it has stood still, because pauses were given up.
+const RUNS_MAX: usize = 8;
 /// Enough for the deepest call of a vCPU's thread, debug builds included.
 const STACK_BYTES: usize = 512 << 10;
 
@@ -65,6 +72,8 @@ pub struct Vcpu {
     thread: JoinHandle<()>,
     commands: SyncSender<Command>,
     answers: Receiver<Answer>,
+    /// How often it was told to run and has not said that it stands.
+    runs: Cell<usize>,
     exits: Arc<AtomicU64>,
     /// Counts the time that the thread had a CPU.
     clock: Option<ClockId>,
@@ -99,15 +108,15 @@ pub enum VcpuError {
     #[error("vCPU {0} could not be confined")]
     Confine(u8, #[source] dwcp_jail::ConfineError),
     /// No answer came in time, or the wrong one.
-    #[error("vCPU {0} does not answer: end this VM")]
+    #[error("vCPU {0} does not answer")]
     Silent(u8),
 }
 
 impl Vcpu {
     /// Starts the thread of vCPU `index`, which gives up its system calls before it listens.
     pub fn start(index: u8, fd: VcpuFd, shared: Shared) -> Result<Self, VcpuError> {
-        let (commands, orders) = sync_channel(1);
-        let (replies, answers) = sync_channel(1);
+        let (commands, orders) = sync_channel(RUNS_MAX);
+        let (replies, answers) = sync_channel(RUNS_MAX);
         let exits = Arc::new(AtomicU64::new(0));
         let runner = run::Runner::new(fd, shared, Arc::clone(&exits));
         let thread = std::thread::Builder::new()
@@ -121,6 +130,7 @@ impl Vcpu {
             thread,
             commands,
             answers,
+            runs: Cell::new(0),
             exits,
         })
     }
@@ -162,7 +172,12 @@ impl Vcpu {
 
     /// Lets it enter the guest.
     pub fn run(&self) -> Result<(), VcpuError> {
-        self.order(Command::Run)
+        if self.runs.get() == RUNS_MAX {
+            return Err(VcpuError::Silent(self.index));
+        }
+        self.order(Command::Run)?;
+        self.runs.set(self.runs.get() + 1);
+        Ok(())
     }
 
     /// Gets it out of the guest; the pause flag must be set before.
@@ -170,12 +185,16 @@ impl Vcpu {
         kick::kick(&self.thread);
     }
 
-    /// Waits until it stands still.
-    pub fn wait_standing(&self) -> Result<(), VcpuError> {
-        match self.answer()? {
-            Answer::Stands => Ok(()),
-            _ => Err(VcpuError::Silent(self.index)),
+    /// Waits until it stands still, but no longer than until a time.
+    pub fn wait_standing(&self, until: Instant) -> Result<(), VcpuError> {
+        while self.runs.get() > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.answers.recv_timeout(left) {
+                Ok(Answer::Stands) => self.runs.set(self.runs.get() - 1),
+                _ => return Err(VcpuError::Silent(self.index)),
+            }
         }
+        Ok(())
     }
 
     /// Exits to this process so far.
@@ -216,4 +235,81 @@ fn clock_of(thread: &JoinHandle<()>) -> Option<ClockId> {
     // SAFETY: the handle keeps the thread's id valid, and the clock's id is written to a place of ours.
     let result = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) };
     (result == 0).then(|| ClockId::from_raw(clock))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A vCPU whose guest notices a pause only when nobody holds `stuck`.
+    fn played(pause: &Arc<AtomicBool>, stuck: &Arc<Mutex<()>>) -> Vcpu {
+        let (commands, orders) = sync_channel(RUNS_MAX);
+        let (replies, answers) = sync_channel(RUNS_MAX);
+        let (pause, stuck) = (Arc::clone(pause), Arc::clone(stuck));
+        let obey = move || {
+            for _ in &orders {
+                while !pause.load(Ordering::SeqCst) {
+                    drop(stuck.lock().unwrap());
+                    std::thread::yield_now();
+                }
+                drop(stuck.lock().unwrap());
+                if replies.send(Answer::Stands).is_err() {
+                    return;
+                }
+            }
+        };
+        Vcpu {
+            index: 0,
+            thread: std::thread::spawn(obey),
+            commands,
+            answers,
+            runs: Cell::new(0),
+            exits: Arc::default(),
+            clock: None,
+        }
+    }
+
+    #[test]
+    fn a_pause_that_is_given_up_leaves_a_vcpu_that_runs_and_can_be_paused() {
+        let (pause, stuck) = (Arc::<AtomicBool>::default(), Arc::<Mutex<()>>::default());
+        let vcpu = played(&pause, &stuck);
+        vcpu.run().unwrap();
+        for round in 0..100 {
+            let held = stuck.lock().unwrap();
+            pause.store(true, Ordering::SeqCst);
+            let late = vcpu.wait_standing(Instant::now() + Duration::from_millis(1));
+            assert!(matches!(late, Err(VcpuError::Silent(0))), "{late:?}");
+            // It comes to stand just before the pause is given up, or just after.
+            if round % 2 == 0 {
+                drop(held);
+                std::thread::yield_now();
+                pause.store(false, Ordering::SeqCst);
+            } else {
+                pause.store(false, Ordering::SeqCst);
+                drop(held);
+            }
+            vcpu.run().unwrap();
+            pause.store(true, Ordering::SeqCst);
+            vcpu.wait_standing(Instant::now() + STAND_TIMEOUT).unwrap();
+            // Nothing is left over that would count as the answer to the next pause.
+            assert!(vcpu.answers.try_recv().is_err());
+            pause.store(false, Ordering::SeqCst);
+            vcpu.run().unwrap();
+        }
+    }
+
+    #[test]
+    fn one_that_never_stands_is_not_told_to_run_for_ever() {
+        let (pause, stuck) = (Arc::<AtomicBool>::default(), Arc::<Mutex<()>>::default());
+        let held = stuck.lock().unwrap();
+        let vcpu = played(&pause, &stuck);
+        let told = (0..100).take_while(|_| vcpu.run().is_ok()).count();
+        assert_eq!(told, RUNS_MAX);
+        pause.store(true, Ordering::SeqCst);
+        drop(held);
+        vcpu.wait_standing(Instant::now() + STAND_TIMEOUT).unwrap();
+    }
 }

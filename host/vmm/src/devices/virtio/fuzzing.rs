@@ -214,6 +214,7 @@ impl Game {
                 }
             }),
             9 => {
+                let _ = self.backend.sync();
                 if let Some(running) = self.running.as_deref_mut() {
                     self.backend.rest(running);
                 }

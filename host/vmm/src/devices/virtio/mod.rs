@@ -47,8 +47,9 @@ pub use queue::{Broken, Chain, Queue, QueueState};
 pub use rng::Rng;
 pub use running::Running;
 pub use vsock::Vsock;
-pub use worker::{Answer, Counters, Order, Worker, WorkerError};
+pub use worker::{ANSWER_TIMEOUT, Answer, Counters, Order, SYNC_TIMEOUT, Worker, WorkerError};
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -152,6 +153,12 @@ pub trait Backend: Send + 'static {
 
     /// The driver reset the device.
     fn reset(&mut self) {}
+
+    /// Makes durable what was written to what the device stands on, whatever its driver does. An error keeps a VM from
+    /// being paused.
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// The device is to be paused: whatever it took from a queue is done, or put back.
     fn rest(&mut self, _running: &mut Running) {}

@@ -1,15 +1,17 @@
 //! The thread of one device: waits for its queues and for orders, and lets the backend serve.
 //!
-//! What always holds: while it is paused it touches neither queues nor guest memory; every order is answered; a driver
-//! that keeps a queue full cannot keep it from hearing an order.
+//! What always holds: while it is paused it touches neither queues nor guest memory; every order is answered, in the order
+//! in which they were given; a driver that keeps a queue full cannot keep it from hearing an order. An answer that comes
+//! too late is awaited before the next order is given, so that it is not taken for the answer to that.
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dwcp_jail::LastWords;
+use dwcp_jail::{ConfineError, LastWords};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,7 +19,11 @@ use super::{Backend, Broken, Interrupts, QueueState, Rules, Running, Unfit};
 use crate::filters;
 
 /// How long a thread may take to answer: a slow disk may keep a request in flight for a while.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long all disks together may take to make durable what a running guest has written.
+pub const SYNC_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// Most orders that wait for an answer: one that came too late, and one to go on after that.
+const ORDERS_MAX: usize = 2;
 const STACK_BYTES: usize = 256 << 10;
 
 /// What a device did so far.
@@ -40,7 +46,9 @@ pub enum Order {
     Activate(Box<Running>),
     /// The driver reset the device.
     Reset,
-    /// Stop touching guest memory.
+    /// Make durable what was written so far.
+    Sync,
+    /// Make durable what was written, and stop touching guest memory; not stopped if it fails.
     Pause,
     /// Go on.
     Resume,
@@ -58,9 +66,11 @@ pub enum Order {
 #[derive(Debug)]
 pub enum Answer {
     /// It gave up its system calls, or could not.
-    Confined(Result<(), dwcp_jail::ConfineError>),
+    Confined(Result<(), ConfineError>),
     /// It was done.
     Done,
+    /// It could not be done, and nothing changed.
+    Failed(io::Error),
     /// The state does not fit.
     Unfit,
     /// Its queues, empty if its driver is not ready; and what the backend remembers.
@@ -72,13 +82,16 @@ pub enum Answer {
 pub enum WorkerError {
     /// The thread could not be started.
     #[error("The thread of device {0} could not be started")]
-    Start(String, #[source] std::io::Error),
+    Start(String, #[source] io::Error),
     /// The thread could not give up its system calls.
     #[error("Device {0} could not be confined")]
-    Confine(String, #[source] dwcp_jail::ConfineError),
+    Confine(String, #[source] ConfineError),
     /// No answer came in time, or the wrong one.
-    #[error("Device {0} does not answer: end this VM")]
+    #[error("Device {0} does not answer")]
     Silent(String),
+    /// It could not do it.
+    #[error("Device {0} failed")]
+    Failed(String, #[source] io::Error),
     /// A state that this device did not write.
     #[error("The state of device {0} does not fit it")]
     Unfit(String),
@@ -96,8 +109,8 @@ pub struct Worker {
 struct Lane {
     orders: SyncSender<Order>,
     answers: Receiver<Answer>,
-    /// An answer did not come in time.
-    is_broken: bool,
+    /// Answers that nobody has taken yet.
+    owed: usize,
 }
 
 impl Worker {
@@ -111,9 +124,21 @@ impl Worker {
         counters: Arc<Counters>,
         last_words: LastWords,
     ) -> Result<Self, WorkerError> {
+        let confine = move || filters::confine_device(last_words, rules);
+        Self::start_confined(name, backend, confine, kicks, interrupts, counters)
+    }
+
+    fn start_confined(
+        name: &str,
+        backend: Box<dyn Backend>,
+        confine: impl FnOnce() -> Result<(), ConfineError> + Send + 'static,
+        kicks: Arc<[EventFd]>,
+        interrupts: Arc<Interrupts>,
+        counters: Arc<Counters>,
+    ) -> Result<Self, WorkerError> {
         let failed = |error| WorkerError::Start(name.to_owned(), error);
-        let (orders, inbox) = sync_channel(1);
-        let (outbox, answers) = sync_channel(1);
+        let (orders, inbox) = sync_channel(ORDERS_MAX);
+        let (outbox, answers) = sync_channel(ORDERS_MAX);
         let bell = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(failed)?;
         let bell = Arc::new(bell);
         let thread = Thread {
@@ -130,14 +155,14 @@ impl Worker {
         std::thread::Builder::new()
             .name(name.to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || thread.run(last_words, rules))
+            .spawn(move || thread.run(confine))
             .map_err(failed)?;
         Ok(Self {
             name: name.to_owned(),
             lane: Mutex::new(Lane {
                 orders,
                 answers,
-                is_broken: false,
+                owed: 0,
             }),
             bell,
         })
@@ -156,28 +181,56 @@ impl Worker {
 
     /// Gives an order and waits until it was carried out.
     pub fn order(&self, order: Order) -> Result<Answer, WorkerError> {
+        self.order_until(order, Instant::now() + ANSWER_TIMEOUT)
+    }
+
+    /// The same, but no longer than until a time. One that is late is still carried out.
+    pub fn order_until(&self, order: Order, until: Instant) -> Result<Answer, WorkerError> {
         let silent = || WorkerError::Silent(self.name.clone());
         let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
-        if lane.is_broken {
+        while lane.owed > 0 {
+            lane.take(until).ok_or_else(silent)?;
+        }
+        if !self.give(&mut lane, order) {
             return Err(silent());
         }
-        lane.orders.try_send(order).map_err(|_| silent())?;
+        match lane.take(until).ok_or_else(silent)? {
+            Answer::Unfit => Err(WorkerError::Unfit(self.name.clone())),
+            Answer::Failed(error) => Err(WorkerError::Failed(self.name.clone(), error)),
+            answer => Ok(answer),
+        }
+    }
+
+    /// Has it go on once it is done with what it was told before, and does not wait for that.
+    pub fn go_on(&self) {
+        let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        // If there is no room, it was told already.
+        let _ = self.give(&mut lane, Order::Resume);
+    }
+
+    fn give(&self, lane: &mut Lane, order: Order) -> bool {
+        if lane.owed == ORDERS_MAX || lane.orders.try_send(order).is_err() {
+            return false;
+        }
+        lane.owed += 1;
         // Cannot fail: the thread empties it before it could be full.
         let _ = self.bell.write(1);
-        match lane.answers.recv_timeout(ANSWER_TIMEOUT) {
-            Ok(Answer::Unfit) => Err(WorkerError::Unfit(self.name.clone())),
-            Ok(answer) => Ok(answer),
-            Err(_) => {
-                // Its answer may still come, and would be taken for that to the next order.
-                lane.is_broken = true;
-                Err(silent())
-            }
-        }
+        true
     }
 
     /// What another thread writes to when it gives an order.
     pub fn bell(&self) -> BorrowedFd<'_> {
         borrow(&self.bell)
+    }
+}
+
+impl Lane {
+    /// The next answer, if it comes in time.
+    fn take(&mut self, until: Instant) -> Option<Answer> {
+        let left = until.saturating_duration_since(Instant::now());
+        let answer = self.answers.recv_timeout(left).ok()?;
+        self.owed -= 1;
+        Some(answer)
     }
 }
 
@@ -202,8 +255,8 @@ struct Happened {
 }
 
 impl Thread {
-    fn run(mut self, last_words: LastWords, rules: Rules) {
-        let confined = filters::confine_device(last_words, rules);
+    fn run(mut self, confine: impl FnOnce() -> Result<(), ConfineError>) {
+        let confined = confine();
         let mut lives = confined.is_ok();
         lives &= self.outbox.send(Answer::Confined(confined)).is_ok();
         while lives {
@@ -284,13 +337,20 @@ impl Thread {
         Ok(())
     }
 
-    /// Carries out an order; answers whether another may come.
+    /// Carries out all orders that there are; answers whether others may come.
     fn obey(&mut self) -> bool {
         let _ = self.bell.read();
-        let Ok(order) = self.inbox.try_recv() else {
-            return true;
-        };
-        let answer = match order {
+        while let Ok(order) = self.inbox.try_recv() {
+            let answer = self.carry_out(order);
+            if self.outbox.send(answer).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn carry_out(&mut self, order: Order) -> Answer {
+        match order {
             Order::Activate(running) => {
                 self.running = Some(running);
                 self.begin();
@@ -301,13 +361,18 @@ impl Thread {
                 self.backend.reset();
                 Answer::Done
             }
+            Order::Sync => self.sync(),
             Order::Pause => {
+                let answer = self.sync();
+                if matches!(answer, Answer::Failed(_)) {
+                    return answer;
+                }
                 let at_work = self.is_at_work();
                 if let (true, Some(running)) = (at_work, self.running.as_deref_mut()) {
                     self.backend.rest(running);
                 }
                 self.is_paused = true;
-                Answer::Done
+                answer
             }
             Order::Resume => {
                 self.is_paused = false;
@@ -335,8 +400,18 @@ impl Thread {
                 Ok(()) => Answer::Done,
                 Err(Unfit) => Answer::Unfit,
             },
-        };
-        self.outbox.send(answer).is_ok()
+        }
+    }
+
+    /// Whatever its driver does: another process may read next what the device stands on.
+    fn sync(&mut self) -> Answer {
+        match self.backend.sync() {
+            Ok(()) => Answer::Done,
+            Err(error) => {
+                self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                Answer::Failed(error)
+            }
+        }
     }
 
     /// A driver may have said something while nobody listened: every queue is looked at.
@@ -372,4 +447,99 @@ pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     let fd: RawFd = event.as_raw_fd();
     // SAFETY: the event stays open as long as it is borrowed.
     unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::devices::pci::Msix;
+    use crate::devices::virtio::driver::Told;
+    use crate::devices::virtio::{Kind, OwnRegisters};
+
+    /// Takes as long for a sync as the other end of a channel does.
+    struct Slow {
+        syncs: Receiver<io::Result<()>>,
+    }
+
+    impl Backend for Slow {
+        fn kind(&self) -> Kind {
+            Kind::Rng
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn queues(&self) -> Vec<u16> {
+            Vec::new()
+        }
+
+        fn registers(&self) -> Arc<OwnRegisters> {
+            Arc::default()
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            self.syncs.recv().unwrap()
+        }
+
+        fn serve(&mut self, _queue: usize, _running: &mut Running) -> Result<(), Broken> {
+            Ok(())
+        }
+    }
+
+    fn started() -> (Worker, SyncSender<io::Result<()>>, Arc<Counters>) {
+        let (done, syncs) = sync_channel(8);
+        let msix = Msix::new(Arc::new(Told::default()) as _, 1);
+        let interrupts = Arc::new(Interrupts::new(Arc::new(msix), 0));
+        let counters = Arc::<Counters>::default();
+        let worker = Worker::start_confined(
+            "slow-1",
+            Box::new(Slow { syncs }),
+            || Ok(()),
+            Arc::new([]),
+            interrupts,
+            Arc::clone(&counters),
+        )
+        .unwrap();
+        worker.wait_confined().unwrap();
+        (worker, done, counters)
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(50)
+    }
+
+    #[test]
+    fn a_pause_that_came_too_late_is_undone_and_its_answer_is_nobody_elses() {
+        let (worker, done, _) = started();
+        for _ in 0..3 {
+            let late = worker.order_until(Order::Pause, soon());
+            assert!(matches!(late, Err(WorkerError::Silent(_))), "{late:?}");
+            worker.go_on();
+            // Nothing more is given as long as it is silent.
+            let late = worker.order_until(Order::Save, soon());
+            assert!(matches!(late, Err(WorkerError::Silent(_))), "{late:?}");
+            worker.go_on();
+            done.send(Ok(())).unwrap();
+            let saved = worker.order(Order::Save).unwrap();
+            assert!(matches!(saved, Answer::Saved(..)), "{saved:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_made_durable_is_told_and_counted() {
+        let (worker, done, counters) = started();
+        for order in [Order::Sync, Order::Pause] {
+            done.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
+            let failed = worker.order(order).unwrap_err();
+            assert!(
+                crate::process::sentence(&failed).contains("slow-1 failed: "),
+                "{failed}"
+            );
+        }
+        assert_eq!(counters.errors.load(Ordering::Relaxed), 2);
+        done.send(Ok(())).unwrap();
+        assert!(matches!(worker.order(Order::Pause), Ok(Answer::Done)));
+    }
 }

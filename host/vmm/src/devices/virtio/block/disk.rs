@@ -57,8 +57,22 @@ impl DiskError {
         Self::Failed(io::ErrorKind::InvalidInput.into())
     }
 
+    /// What was written before did not arrive.
+    pub fn lost() -> Self {
+        Self::Failed(io::ErrorKind::Other.into())
+    }
+
     /// A change of a disk that does not change.
     pub fn read_only() -> Self {
         Self::Failed(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+impl From<DiskError> for io::Error {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Unsupported => io::ErrorKind::Unsupported.into(),
+            DiskError::Failed(error) => error,
+        }
     }
 }

@@ -9,6 +9,7 @@ mod qcow2;
 mod raw;
 mod request;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -53,6 +54,8 @@ pub struct Block {
     limits: Limits,
     /// Queues that wait for a limit.
     waits: u64,
+    /// A flush failed that the guest had not asked for.
+    has_lost: bool,
 }
 
 impl Block {
@@ -80,7 +83,17 @@ impl Block {
             counters: Arc::default(),
             limits: Limits::new(limits.operations_per_second, limits.bytes_per_second),
             waits: 0,
+            has_lost: false,
         }
+    }
+
+    /// For the guest, which is told as well of what was lost before.
+    fn flush(&mut self) -> Result<(), DiskError> {
+        let flushed = self.disk.flush();
+        if std::mem::take(&mut self.has_lost) {
+            return flushed.and(Err(DiskError::lost()));
+        }
+        flushed
     }
 
     fn answer(
@@ -137,11 +150,11 @@ impl Block {
                 self.disk.write(memory, at.start, &request.readable)?;
                 self.counters.read_bytes.fetch_add(bytes, Ordering::Relaxed);
                 if writes_through {
-                    self.disk.flush()?;
+                    self.flush()?;
                 }
                 Ok(0)
             }
-            RequestKind::Flush => self.disk.flush().map(|()| 0),
+            RequestKind::Flush => self.flush().map(|()| 0),
             RequestKind::Id => {
                 let count = queue::scatter(memory, &request.writable, &self.id);
                 count.map_err(|_| DiskError::Unsupported)
@@ -156,7 +169,7 @@ impl Block {
                     self.disk.zero(range.start, range.bytes, range.may_unmap)?;
                 }
                 if writes_through {
-                    self.disk.flush()?;
+                    self.flush()?;
                 }
                 Ok(0)
             }
@@ -222,11 +235,14 @@ impl Backend for Block {
         running.tell(queue)
     }
 
-    /// Another process may read the disk next.
-    fn rest(&mut self, _running: &mut Running) {
-        if !self.is_read_only && self.disk.flush().is_err() {
-            self.counters.errors.fetch_add(1, Ordering::Relaxed);
+    fn sync(&mut self) -> io::Result<()> {
+        if self.is_read_only {
+            return Ok(());
         }
+        let flushed = self.disk.flush();
+        // The kernel tells of what it lost only once, and the guest has to know.
+        self.has_lost |= flushed.is_err();
+        Ok(flushed?)
     }
 
     fn wakes_at(&self) -> Option<Instant> {
@@ -277,3 +293,6 @@ fn registers(sectors: u64, queues: u16) -> Vec<u8> {
     put(56, &[1]); // zeros may be holes
     bytes
 }
+
+#[cfg(test)]
+mod tests;
