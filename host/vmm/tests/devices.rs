@@ -186,6 +186,8 @@ fn a_disk_grows_while_the_guest_runs() {
     file.set_len(6 * MIB).unwrap();
     client.refresh("block-2").unwrap();
     assert!(client.refresh("block-9").is_err());
+    let refused = client.refresh("rng-1").unwrap_err().to_string();
+    assert!(refused.contains("nothing that has a size"), "{refused}");
     client.pause().unwrap();
     let (state, bytes) = client.save().unwrap();
     let mut saved = vec![0; bytes as usize];
@@ -324,5 +326,9 @@ fn a_chain_goes_on_in_another_process() {
         limits: DiskLimits::default(),
     }];
     bed.disks = vec![overlay(16 * MIB)];
+    let idle = bed.fresh("");
+    let refused = idle.client().unwrap().refresh("block-1").unwrap_err();
+    assert!(refused.to_string().contains("stop the VM"), "{refused}");
+    drop(idle);
     moved(&bed, "disk=loop disk_mib=16 io_rate=2000");
 }

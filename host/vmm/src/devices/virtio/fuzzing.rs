@@ -228,7 +228,7 @@ impl Game {
                 assert_eq!(self.backend.load(&saved), Ok(()));
             }
             _ => {
-                self.backend.refresh();
+                let _ = self.backend.refresh();
             }
         }
     }

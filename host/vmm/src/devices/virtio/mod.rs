@@ -186,9 +186,11 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
-    /// What it stands on may have changed; answers whether its registers did.
-    fn refresh(&mut self) -> bool {
-        false
+    /// What it stands on may have changed; answers whether its registers did. An error if it cannot find out, or has
+    /// nothing that could change.
+    fn refresh(&mut self) -> io::Result<bool> {
+        let why = "it stands on nothing that has a size";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 
     /// The guest shall give up so many pages; answers whether its registers say so now.

@@ -379,12 +379,15 @@ impl Thread {
                 self.begin();
                 Answer::Done
             }
-            Order::Refresh => {
-                if self.backend.refresh() {
-                    self.interrupts.configuration();
+            Order::Refresh => match self.backend.refresh() {
+                Ok(has_changed) => {
+                    if has_changed {
+                        self.interrupts.configuration();
+                    }
+                    Answer::Done
                 }
-                Answer::Done
-            }
+                Err(error) => self.failed(error),
+            },
             Order::Aim(pages) => {
                 if self.backend.aim(pages) {
                     self.interrupts.configuration();
@@ -407,11 +410,13 @@ impl Thread {
     fn sync(&mut self) -> Answer {
         match self.backend.sync() {
             Ok(()) => Answer::Done,
-            Err(error) => {
-                self.counters.errors.fetch_add(1, Ordering::Relaxed);
-                Answer::Failed(error)
-            }
+            Err(error) => self.failed(error),
         }
+    }
+
+    fn failed(&self, error: io::Error) -> Answer {
+        self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        Answer::Failed(error)
     }
 
     /// A driver may have said something while nobody listened: every queue is looked at.

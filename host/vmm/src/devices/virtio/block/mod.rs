@@ -260,14 +260,12 @@ impl Backend for Block {
         Ok(())
     }
 
-    fn refresh(&mut self) -> bool {
+    fn refresh(&mut self) -> io::Result<bool> {
         let before = self.disk.bytes();
-        if self.disk.refresh().is_err() {
-            self.counters.errors.fetch_add(1, Ordering::Relaxed);
-        }
+        self.disk.refresh()?;
         let sectors = self.disk.bytes() / SECTOR_BYTES;
         self.registers.set(0, &sectors.to_le_bytes());
-        before != self.disk.bytes()
+        Ok(before != self.disk.bytes())
     }
 
     fn reset(&mut self) {

@@ -81,8 +81,10 @@ impl Disk for ChainDisk {
         self.access.size() / SECTOR_BYTES * SECTOR_BYTES
     }
 
+    /// The size stands inside of the image, which nobody else may write as long as it is open here.
     fn refresh(&mut self) -> Result<(), DiskError> {
-        Err(DiskError::Unsupported)
+        let why = "a chain of images keeps its size while it is in use: stop the VM to change it";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why).into())
     }
 
     fn read(&mut self, memory: &GuestMemory, at: u64, to: &[GuestRange]) -> Result<(), DiskError> {
