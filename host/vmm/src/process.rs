@@ -50,6 +50,9 @@ pub fn run() -> ExitCode {
         }
     };
     let last_words = inheritance.last_words;
+    // Writing past a limit is then an error like a full disk, and ends neither process nor guest.
+    // SAFETY: nothing runs when it comes.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let end = match start(inheritance) {
         Ok(server) => server.serve(),
         Err(error) => GuestEnd::Failed(sentence(&error)),

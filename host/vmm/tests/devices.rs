@@ -163,6 +163,20 @@ fn a_disk_that_breaks_costs_requests_and_not_the_guest() {
     assert_eq!(serial.wait_for_tick(tick).bad, 0);
 }
 
+#[test]
+fn what_may_not_be_written_costs_requests_and_not_the_guest() {
+    if !has_kvm("what_may_not_be_written_costs_requests_and_not_the_guest") {
+        return;
+    }
+    let (mut bed, _file) = bed(disk(), 8);
+    bed.limit_files();
+    let vmm = run(&bed, "disk=check disk_at_mib=4 disk_mib=2 then=reset");
+    let steps = steps(&vmm);
+    assert!(steps.contains(&"write ioerr".to_owned()), "{steps:?}");
+    let words = vmm.wait(DEADLINE).unwrap().words;
+    assert_eq!(words.as_deref(), Some("guest: reset"));
+}
+
 fn good(vmm: &Spawned) -> Option<u64> {
     lines(vmm, DiskLoop::parse)
         .last()

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use dwcp_jail::LastWords;
 use dwcp_memory::{DirtyBitmap, GuestMemory, open_page_map};
-use nix::sys::resource::{Resource, getrlimit};
 
 use crate::boot::{self, BootError, Entry, Fresh};
 use crate::config::{Boot, Generation, VmConfig};
@@ -49,8 +48,6 @@ pub struct Machine {
     snapshot_pages: DirtyBitmap,
     /// What was laid over a shell's memory.
     origin: Option<Origin>,
-    /// Largest file that this process may write.
-    file_bytes_max: u64,
 }
 
 /// The descriptors that a machine is made of.
@@ -127,16 +124,6 @@ pub enum RequestError {
     /// A request came without its file.
     #[error("The request came without the file that belongs to it")]
     NoFile,
-    /// The process would be ended by writing so much.
-    #[error(
-        "A snapshot may need {needed} bytes, and this VM's process may write files of at most {limit}: raise its limit, or move the VM"
-    )]
-    FileLimit {
-        /// What a snapshot may need.
-        needed: u64,
-        /// RLIMIT_FSIZE.
-        limit: u64,
-    },
     /// A change of something else than what the VM was restored from.
     #[error("This VM was not restored from snapshot {0}: write a full one")]
     OtherBase(dwcp_snapshot::SnapshotDigest),
@@ -249,7 +236,6 @@ impl Machine {
             tsc_khz,
             snapshot_pages,
             origin: None,
-            file_bytes_max: getrlimit(Resource::RLIMIT_FSIZE).map_or(0, |(soft, _)| soft),
         })
     }
 

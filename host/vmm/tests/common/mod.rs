@@ -54,6 +54,19 @@ impl Bed {
         }
     }
 
+    /// Has every guest's process write no file beyond 2 MiB, as the launcher limits it further up.
+    pub fn limit_files(&mut self) {
+        let wrapper = self.directory.path().join("limited");
+        let script = format!(
+            "#!/bin/sh\nulimit -f 4096\nexec '{}' \"$@\"\n",
+            self.program.display()
+        );
+        std::fs::write(&wrapper, script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&wrapper, mode).unwrap();
+        self.program = wrapper;
+    }
+
     fn config(&self, id: &str, boot: Boot) -> VmConfig {
         VmConfig {
             id: id.to_owned(),
