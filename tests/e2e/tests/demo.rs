@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use dwcp_e2e::{Bed, Programs, Traces, demo, programs};
 use dwcp_wan::RunId;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 /// The one deadline. Generous; nothing is measured with it.
 const DEADLINE: Duration = Duration::from_secs(300);
+/// How long one that is left by a failed test may take to end.
+const ENDING: Duration = Duration::from_secs(60);
 /// Lines that wait to be looked at; the demonstration prints some hundred.
 const LINES_MAX: usize = 4_096;
 const SMALL: [&str; 7] = [
@@ -118,7 +120,15 @@ impl Running {
 }
 
 impl Drop for Running {
+    /// One that a failed test leaves is asked to end, so that what it made goes with it; killed only if it does not.
     fn drop(&mut self) {
+        if let Ok(None) = self.process.try_wait() {
+            let _ = kill(Pid::from_raw(self.process.id() as i32), Signal::SIGINT);
+        }
+        let deadline = Instant::now() + ENDING;
+        while Instant::now() < deadline && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -175,14 +185,21 @@ fn a_start_that_fails_leaves_nothing_behind() {
     ] {
         symlink(real.join(name), folder.path().join(name)).unwrap();
     }
-    // It comes after the launcher, and says that it came.
-    let (daemon, came) = (folder.path().join("dwcpd"), folder.path().join("came"));
-    let script = format!("#!/bin/sh\ntouch {}\nexit 1\n", came.display());
+    // It comes after the launcher, says that it came, and fails once the launcher was seen, or after a minute.
+    let [daemon, came, seen] = ["dwcpd", "came", "seen"].map(|name| folder.path().join(name));
+    let script = format!(
+        "#!/bin/sh\ntouch {}\nfor turn in $(seq 1200); do [ -e {} ] && exit 1; sleep 0.05; done\nexit 1\n",
+        came.display(),
+        seen.display()
+    );
     fs::write(&daemon, script).unwrap();
     fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755)).unwrap();
     let mut demo = Running::start_with(&[], folder.path());
+    demo.until("its daemon", |_, _| came.exists());
+    demo.traces.note();
+    assert!(demo.traces.launchers() >= 1, "no launcher was started");
+    fs::write(&seen, b"").unwrap();
     assert_eq!(demo.ends(), Some(1));
-    assert!(came.exists(), "the daemon was not started");
     demo.traces.gone().unwrap();
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::pattern;
-use dwcp_guest::said::{BalloonReported, DiskStep, NetLease};
+use dwcp_guest::said::{BalloonReported, DiskRead, DiskStep, NetLease};
 use dwcp_sdk::Client;
 use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, VmCreate};
 use futures::StreamExt;
@@ -96,12 +96,12 @@ async fn machine(client: &Client, digest: &str) {
     assert!(refused.to_string().contains("SSH key 1"), "{refused}");
     let created = client.vm_create(PROJECT, &request).await.unwrap();
     client.operation_wait(&created.operation.id).await.unwrap();
-    let lines = said_until(client, "check finished").await;
+    let lines = said_until(client, "check finished", 1).await;
     let good = lines.iter().filter_map(|line| DiskStep::parse(line));
     let good = good.filter(|step| step.number == 1 && step.outcome == "ok");
     assert!(good.count() >= 6, "{lines:#?}");
     // What it does not use, it gives back.
-    let reported = said_until(client, ": reported ").await;
+    let reported = said_until(client, ": reported ", 1).await;
     let reported = reported
         .iter()
         .find_map(|line| BalloonReported::parse(line));
@@ -130,7 +130,7 @@ async fn machine(client: &Client, digest: &str) {
 async fn is_reached(bed: &Bed) {
     let client = bed.left().client();
     let vm = client.vm_get(PROJECT, "web").await.unwrap();
-    let lines = said_until(client, ": dhcp ").await;
+    let lines = said_until(client, ": dhcp ", 1).await;
     let lease = lines.iter().find_map(|line| NetLease::parse(line)).unwrap();
     assert_eq!(lease.address, vm.spec.networks[0].address);
     let (address, _) = lease.address.split_once('/').unwrap();
@@ -153,29 +153,45 @@ async fn is_reached(bed: &Bed) {
     assert_eq!(echoed.unwrap(), b"are you there");
 }
 
-/// What is on the disks is there at the next start: what the guest wrote, and a mark of ours that it leaves alone.
+/// What is on the disks is there at the next start: what the guest wrote, and a mark of ours where it only reads.
 async fn goes_on(bed: &Bed) {
     const MARK_AT: u64 = 10 * MIB;
+    const READ: &str = "disk 1: read bytes ";
     let client = bed.left().client();
     let stopped = client.vm_stop(PROJECT, "web", true).await.unwrap();
     client.operation_wait(&stopped.id).await.unwrap();
     let vm = client.vm_get(PROJECT, "web").await.unwrap();
-    let file = bed.left().dir().join("state/vms").join(&vm.id);
-    let data = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(file.join("disk-data.raw"))
-        .unwrap();
+    let dir = bed.left().dir().join("state/vms").join(&vm.id);
+    // By its name each time: a start that made a new file would leave an open one as it was.
+    let open = || {
+        let mut options = std::fs::File::options();
+        options.read(true).write(true);
+        options.open(dir.join("disk-data.raw")).unwrap()
+    };
+    let data = open();
     let mut half = vec![0; MIB as usize];
     data.read_exact_at(&mut half, MIB).unwrap();
     assert_eq!(pattern::differences(SEED + 1, MIB, &half), 0);
     data.write_all_at(b"the mark", MARK_AT).unwrap();
+    drop(data);
+    // The log goes on too, so what the first run said is in it already.
+    let said = said(client).await;
+    let before: Vec<_> = said.lines().filter_map(DiskRead::parse).collect();
+    assert_eq!(before.len(), 1, "{said}");
     let started = client.vm_start(PROJECT, "web").await.unwrap();
     client.operation_wait(&started.id).await.unwrap();
-    said_until(client, "check finished").await;
-    let mut mark = [0; 8];
-    data.read_exact_at(&mut mark, MARK_AT).unwrap();
-    assert_eq!(&mark, b"the mark");
+    let lines = said_until(client, READ, before.len() + 1).await;
+    let read = lines.iter().filter_map(|line| DiskRead::parse(line));
+    let read = read.last().unwrap();
+    assert_eq!((read.number, &*read.outcome), (1, "ok"));
+    let mut content = vec![0; read.bytes as usize];
+    open().read_exact_at(&mut content, 0).unwrap();
+    let mark = &content[MARK_AT as usize..][..8];
+    assert_eq!(mark, b"the mark");
+    // The guest saw the same, and not what there was before.
+    let sum = pattern::add_to_sum(pattern::SUM_START, &content);
+    assert_eq!(read.sum, sum);
+    assert_ne!(read.sum, before[0].sum);
 }
 
 /// The most that a machine may have starts, and one more is refused before anything is made.
@@ -220,19 +236,25 @@ async fn is_bound(bed: &Bed) {
     assert_eq!(vm.phase.as_str(), "running");
 }
 
-/// All that the machine has said, once it has said `text` more often than before.
-async fn said_until(client: &Client, text: &str) -> Vec<String> {
+/// All that the machine has said, in this run and in earlier ones.
+async fn said(client: &Client) -> String {
+    let mut log = Box::pin(client.vm_log(PROJECT, "web", false).await.unwrap());
+    let mut bytes = Vec::new();
+    while let Some(piece) = log.next().await {
+        bytes.extend_from_slice(&piece.unwrap());
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The lines that the machine has said, once `text` is there so many times.
+async fn said_until(client: &Client, text: &str, times: usize) -> Vec<String> {
     let until = Instant::now() + DEADLINE;
     loop {
-        let mut log = Box::pin(client.vm_log(PROJECT, "web", false).await.unwrap());
-        let mut bytes = Vec::new();
-        while let Some(piece) = log.next().await {
-            bytes.extend_from_slice(&piece.unwrap());
-        }
-        let all = String::from_utf8_lossy(&bytes).into_owned();
-        let boots = all.matches("guest: up").count();
-        if boots > 0 && all.matches(text).count() >= boots {
-            return all.lines().map(str::to_owned).collect();
+        let all = said(client).await;
+        // The last line may not be whole yet.
+        let whole = all.rfind('\n').map_or("", |end| &all[..end]);
+        if whole.matches(text).count() >= times {
+            return whole.lines().map(str::to_owned).collect();
         }
         assert!(Instant::now() < until, "no {text:?} in time:\n{all}");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -246,7 +268,7 @@ fn vendor(scratch: &Path) -> PathBuf {
     std::fs::write(root.join("boot/vmlinuz-6.12.0-cloud"), dwcp_guest::elf()).unwrap();
     let configuration = "menuentry 'Vendor' {\n\
         linux /boot/vmlinuz-6.12.0-cloud root=UUID=11111111-2222-3333-4444-555555555555 ro fill_mib=4 seed=99 \
-        disk=check disk_only=1 disk_mib=2 net=dhcp net=echo:7 balloon=report\n}\n";
+        disk=check disk=read:12 disk_only=1 disk_mib=2 net=dhcp net=echo:7 balloon=report\n}\n";
     std::fs::write(root.join("boot/grub/grub.cfg"), configuration).unwrap();
     let raw = scratch.join("disk.raw");
     std::fs::File::create(&raw)
