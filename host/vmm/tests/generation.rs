@@ -3,11 +3,15 @@
 
 mod common;
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use common::{Bed, Serial, has_kvm};
+use dwcp_memory::seal_template;
+use dwcp_vmm::client::VmmClient;
 use dwcp_vmm::config::Generation;
+use dwcp_vmm::state::StateReader;
 
 const SMALL: &str = "fill_mib=8 ws_mib=2 rate=500";
 /// Where the guest is told that it is.
@@ -59,6 +63,50 @@ fn a_move_keeps_it_and_a_restore_with_another_one_changes_it() {
     let moved = bed.incoming("moved-again");
     moved.client().unwrap().load(state.as_fd()).unwrap();
     assert_eq!(in_memory(&bed), Generation([7; 16]));
+}
+
+/// The one that a VM has which runs: it is paused for that.
+fn in_state(client: &mut VmmClient) -> Generation {
+    client.pause().unwrap();
+    let (state, bytes) = client.save().unwrap();
+    let mut saved = vec![0; bytes as usize];
+    File::from(state).read_exact_at(&mut saved, 0).unwrap();
+    let mut reader = StateReader::new(&saved).unwrap();
+    reader.take("generation", 1).unwrap()
+}
+
+#[test]
+fn no_two_restored_or_forked_vms_share_one_although_none_was_chosen() {
+    if !has_kvm("no_two_restored_or_forked_vms_share_one_although_none_was_chosen") {
+        return;
+    }
+    let bed = Bed::new(32);
+    let original = bed.fresh(SMALL);
+    let mut client = original.client().unwrap();
+    client.run(1).unwrap();
+    Serial::of(&original).wait_for_tick(0);
+    let mut all = vec![in_state(&mut client)];
+    assert_eq!(all[0], in_memory(&bed));
+    let snapshot = tempfile::tempfile().unwrap();
+    let written = client.snapshot(snapshot.as_fd(), false, None, Vec::new());
+    written.unwrap();
+    let (state, _) = client.save().unwrap();
+    drop((client, original));
+    seal_template(&bed.guest.memory).unwrap();
+    for id in ["one", "two", "three", "four"] {
+        let shell = bed.shell(id);
+        let mut client = shell.client().unwrap();
+        if id.len() == 3 {
+            client.restore(&[snapshot.as_fd()]).unwrap();
+        } else {
+            let memory = bed.guest.memory.as_fd();
+            client.fork(memory, state.as_fd()).unwrap();
+        }
+        client.run(2).unwrap();
+        let generation = in_state(&mut client);
+        assert!(!all.contains(&generation), "{id}: {generation:?}");
+        all.push(generation);
+    }
 }
 
 #[test]

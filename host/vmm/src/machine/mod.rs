@@ -166,6 +166,9 @@ pub enum RequestError {
     /// More than the guest has.
     #[error("This guest has {0} pages of memory: ask for fewer")]
     TooManyPages(u64),
+    /// A number that nobody else has could not be had.
+    #[error("The process got no random number")]
+    Random(#[source] std::io::Error),
     /// The device state could not be handed over.
     #[error("The device state could not be handed over")]
     HandOver(#[from] std::io::Error),

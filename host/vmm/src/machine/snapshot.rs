@@ -15,7 +15,7 @@ use dwcp_snapshot::{
 };
 
 use super::{Boot, Machine, Phase, RequestError};
-use crate::config::VCPUS_MAX;
+use crate::config::{Generation, VCPUS_MAX};
 use crate::state::{FORMAT, StateError};
 
 /// What a shell's memory was laid over with.
@@ -94,7 +94,7 @@ impl Machine {
         let state = chain.newest().state()?;
         self.origin = Some(Origin::Unnamed);
         chain.map_into(self.vm.memory())?;
-        self.take_state(&state)?;
+        self.take_state(&state, Some(self.new_generation()?))?;
         self.origin = Some(Origin::Snapshot(chain.newest().digest()));
         Ok(())
     }
@@ -106,7 +106,15 @@ impl Machine {
         let pieces = Piece::of_template(memory.as_fd(), size)?;
         self.origin = Some(Origin::Unnamed);
         self.vm.memory().lay(&pieces)?;
-        self.take_state(state)
+        self.take_state(state, Some(self.new_generation()?))
+    }
+
+    /// Of a life that others may live as well, from the same moment on: never the one that was saved.
+    fn new_generation(&self) -> Result<Generation, RequestError> {
+        match self.config.generation {
+            Some(generation) => Ok(generation),
+            None => super::random().map_err(RequestError::Random),
+        }
     }
 
     /// Only a shell over which nothing was laid, not even in part, may become something.

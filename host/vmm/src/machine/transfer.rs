@@ -56,11 +56,16 @@ impl Machine {
         if self.config.boot != Boot::Incoming || self.phase != Phase::Idle {
             return Err(self.refuse("take a device state"));
         }
-        self.take_state(bytes)
+        // The same machine goes on, so the guest keeps its generation if no other one is wanted.
+        self.take_state(bytes, self.config.generation)
     }
 
-    /// Puts a device state in place.
-    pub(super) fn take_state(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
+    /// Puts a device state in place; the guest has the generation `wanted` from then on, if any is.
+    pub(super) fn take_state(
+        &mut self,
+        bytes: &[u8],
+        wanted: Option<Generation>,
+    ) -> Result<(), RequestError> {
         let mut state = StateReader::new(bytes)?;
         let shape: Shape = state.take("machine", MACHINE_VERSION)?;
         if shape != self.shape() {
@@ -99,7 +104,6 @@ impl Machine {
             function.load(state)?;
         }
         // After vCPUs and lines: it may interrupt.
-        let wanted = self.config.generation;
         self.devices.generation.load(generation, wanted)?;
         self.phase = Phase::Loaded;
         Ok(())
