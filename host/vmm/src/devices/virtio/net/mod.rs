@@ -11,6 +11,7 @@ mod posted;
 mod tap;
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -71,6 +72,8 @@ pub struct Net {
     replies: VecDeque<Vec<u8>>,
     /// Whether the guest has room for a frame.
     has_room: bool,
+    /// The tap can be read no more: it was deleted.
+    is_cut: bool,
     from_guest: Limits,
     to_guest: Limits,
 }
@@ -83,7 +86,7 @@ impl Net {
         mtu: u16,
         responder: Option<Responder>,
         limits: NetLimits,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
         tap::set_non_blocking(&tap)?;
         let mut registers = vec![0; 12];
         registers[..6].copy_from_slice(&mac.0);
@@ -99,6 +102,7 @@ impl Net {
             responder,
             replies: VecDeque::new(),
             has_room: false,
+            is_cut: false,
             from_guest: Limits::new(limits.frames_per_second, limits.bytes_per_second),
             to_guest: Limits::new(limits.frames_per_second, limits.bytes_per_second),
         })
@@ -209,10 +213,18 @@ impl Net {
         let is_mergeable = running.has(FEATURE_MERGEABLE);
         let most = if is_mergeable { usize::MAX } else { 1 };
         let ranges = self.posted.ranges(self.frame_bytes(running), most);
-        let Ok(bytes) = running.memory().fill(&self.tap, &ranges) else {
-            return Ok(false);
-        };
-        self.given(running, &ranges, bytes as u64)
+        match running.memory().fill(&self.tap, &ranges) {
+            Ok(bytes) => self.given(running, &ranges, bytes as u64),
+            Err(error) => {
+                let is_empty = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted];
+                if !is_empty.contains(&error.kind()) {
+                    // Waiting for it would never end, for it is always ready to fail.
+                    self.is_cut = true;
+                    self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(false)
+            }
+        }
     }
 
     /// Writes a frame of our own into the buffers.
@@ -313,6 +325,7 @@ impl Backend for Net {
         self.posted = Posted::default();
         self.replies.clear();
         self.has_room = false;
+        self.is_cut = false;
     }
 
     fn rest(&mut self, running: &mut Running) {
@@ -336,7 +349,7 @@ impl Backend for Net {
     }
 
     fn watch(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let listens = self.has_room && self.to_guest.waits_until().is_none();
+        let listens = self.has_room && !self.is_cut && self.to_guest.waits_until().is_none();
         listens.then(|| (self.tap.as_fd(), PollFlags::POLLIN))
     }
 
@@ -358,5 +371,36 @@ impl Backend for Net {
             running.again(RECEIVE);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs::File;
+
+    use super::*;
+    use crate::devices::virtio::driver::{QUEUE_BYTES, memory, start, writable};
+
+    #[test]
+    fn a_tap_that_is_gone_is_not_waited_for() {
+        // Always ready, and never to be read, as a tap that was deleted.
+        let gone = File::open("/").unwrap();
+        let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+        let net = Net::new(gone.into(), mac, 1500, None, NetLimits::default()).unwrap();
+        let (mut device, mut drivers) = start(net, &memory(1 << 20), FEATURE_MTU);
+        let errors = Arc::clone(&device.backend.counters);
+        let before = errors.errors.load(Ordering::Relaxed);
+        drivers[RECEIVE].add(&[writable(2 * QUEUE_BYTES, 2048)]);
+        device.serve(RECEIVE).unwrap();
+        assert!(device.backend.has_room && device.backend.watch().is_none());
+        assert_eq!(errors.errors.load(Ordering::Relaxed), before + 1);
+        // A driver that starts anew may find another one.
+        device.backend.reset();
+        device.serve(RECEIVE).unwrap();
+        assert_eq!(errors.errors.load(Ordering::Relaxed), before + 1);
+        drivers[RECEIVE].add(&[writable(2 * QUEUE_BYTES, 2048)]);
+        device.serve(RECEIVE).unwrap();
+        assert_eq!(errors.errors.load(Ordering::Relaxed), before + 2);
     }
 }
