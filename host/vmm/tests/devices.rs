@@ -205,9 +205,30 @@ fn a_disk_grows_while_the_guest_runs() {
     client.pause().unwrap();
     let (state, bytes) = client.save().unwrap();
     let mut saved = vec![0; bytes as usize];
+    let state = File::from(state);
+    state.read_exact_at(&mut saved, 0).unwrap();
+    assert!(holds_size(&saved, 6));
+    assert!(!holds_size(&saved, 7));
+    drop(vmm);
+
+    // It has grown once more where the guest goes on.
+    file.set_len(7 * MIB).unwrap();
+    let second = bed.incoming("second");
+    let mut client = second.client().unwrap();
+    client.load(std::os::fd::AsFd::as_fd(&state)).unwrap();
+    client.run(2).unwrap();
+    client.pause().unwrap();
+    let (state, bytes) = client.save().unwrap();
+    let mut saved = vec![0; bytes as usize];
     File::from(state).read_exact_at(&mut saved, 0).unwrap();
-    let size = (6 * MIB / 512).to_le_bytes();
-    assert!(saved.windows(8).any(|window| window == size));
+    assert!(holds_size(&saved, 7));
+    assert!(!holds_size(&saved, 6));
+}
+
+/// Whether the state of a VM tells of a disk of so many MiB.
+fn holds_size(state: &[u8], mib: u64) -> bool {
+    let size = (mib * MIB / 512).to_le_bytes();
+    state.windows(8).any(|window| window == size)
 }
 
 #[test]

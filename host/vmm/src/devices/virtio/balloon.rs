@@ -55,7 +55,7 @@ impl Default for Balloon {
     fn default() -> Self {
         let registers = OwnRegisters::new(vec![0; REGISTER_BYTES], ACTUAL..REGISTER_BYTES);
         Self {
-            registers: Arc::new(registers),
+            registers: Arc::new(registers.travelling()),
             counters: Arc::default(),
         }
     }

@@ -330,7 +330,7 @@ impl Function {
         self.interrupts.set_vector(None, state.configuration_vector);
         self.interrupts
             .set_status(state.interrupt_status, state.needs_reset);
-        self.own.load(&state.own);
+        let differs = self.own.load(&state.own);
         self.worker.order(Order::Load(state.backend))?;
         let is_active = state.registers.status & DRIVER_OK != 0 && !state.needs_reset;
         *self.registers() = state.registers;
@@ -338,6 +338,9 @@ impl Function {
             let running = self.running(&self.registers());
             let running = running.map_err(|_| other("its queues are not in memory"))?;
             self.worker.order(Order::Activate(Box::new(running)))?;
+            if differs {
+                self.interrupts.configuration();
+            }
         }
         Ok(())
     }

@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct OwnRegisters {
     bytes: Mutex<Vec<u8>>,
     writable: Range<usize>,
+    /// What a saved state puts back; the rest is as this process was told.
+    kept: Range<usize>,
     generation: AtomicU8,
 }
 
@@ -17,9 +19,16 @@ impl OwnRegisters {
     pub fn new(bytes: Vec<u8>, writable: Range<usize>) -> Self {
         Self {
             bytes: Mutex::new(bytes),
+            kept: writable.clone(),
             writable,
             generation: AtomicU8::new(0),
         }
+    }
+
+    /// The same, but all of them go where the driver goes: what the device wrote since is nowhere else.
+    pub fn travelling(self) -> Self {
+        let kept = 0..self.lock().len();
+        Self { kept, ..self }
     }
 
     /// The device changes them.
@@ -64,15 +73,45 @@ impl OwnRegisters {
         self.lock().clone()
     }
 
-    /// Puts back what was saved, as far as it fits.
-    pub fn load(&self, saved: &[u8]) {
+    /// Puts back what was written, by the driver above all; answers whether the driver finds other registers than it
+    /// knew.
+    pub fn load(&self, saved: &[u8]) -> bool {
         let mut bytes = self.lock();
-        for (place, byte) in bytes.iter_mut().zip(saved) {
-            *place = *byte;
+        let mut differs = false;
+        for (at, (place, byte)) in bytes.iter_mut().zip(saved).enumerate() {
+            if self.kept.contains(&at) {
+                *place = *byte;
+            }
+            differs |= *place != *byte;
         }
+        if differs {
+            self.generation.fetch_add(1, Ordering::SeqCst);
+        }
+        differs
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_brings_what_was_written_and_not_what_was_configured() {
+        let there = OwnRegisters::new(vec![1, 2, 3, 4], 2..3);
+        assert!(there.write(0, &[9; 4]));
+        let here = OwnRegisters::new(vec![1, 7, 3, 4], 2..3);
+        assert!(here.load(&there.all()));
+        assert_eq!((here.all(), here.generation()), (vec![1, 7, 9, 4], 1));
+        // Nothing that the driver does not know.
+        let same = OwnRegisters::new(vec![1, 2, 3, 4], 2..3);
+        assert!(!same.load(&there.all()));
+        assert_eq!((same.all(), same.generation()), (vec![1, 2, 9, 4], 0));
+        let all = OwnRegisters::new(vec![0; 4], 2..3).travelling();
+        assert!(!all.load(&there.all()));
+        assert_eq!(all.all(), there.all());
     }
 }

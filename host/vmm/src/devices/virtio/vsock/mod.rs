@@ -466,8 +466,6 @@ impl Backend for Vsock {
         }
         self.forget_all();
         self.has_moved = true;
-        // The guest may have another address here.
-        self.registers.set(0, &self.cid.to_le_bytes());
         Ok(())
     }
 }

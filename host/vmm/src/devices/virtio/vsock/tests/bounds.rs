@@ -99,7 +99,8 @@ fn after_a_move_the_driver_is_told_once() {
     bed.device.backend.begin(&mut bed.device.running).unwrap();
     host.write_all(b"on").unwrap();
     assert_eq!(bed.wait()[0].1, b"on");
-    bed.device.backend.registers.load(&[9; 8]);
+    // The guest had another address there.
+    assert!(bed.device.backend.registers.load(&[9; 8]));
     bed.device.backend.load(&[]).unwrap();
     assert_eq!(bed.device.backend.load(&[1]), Err(Unfit));
     assert_eq!(bed.device.backend.registers.all(), CID.to_le_bytes());
