@@ -22,7 +22,7 @@ use super::packet::{HOST_CID, Header, NO_RECEIVE, NO_SEND, Operation, STREAM};
 pub const BUFFER_BYTES: u32 = 64 << 10;
 /// How long a side may take to accept or to name a port.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long it may take until a connection is gone that neither side wants any more.
+/// How long it may take until a connection is gone that neither side wants any more, since the host took something.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The guest is told of room when there is so much that it does not know of.
 const NEWS_BYTES: u32 = BUFFER_BYTES / 2;
@@ -160,6 +160,15 @@ impl Connection {
         self.deadline
     }
 
+    /// What it waits for has all the time again: some of it came, or none could, because the VM was paused.
+    pub fn go_on(&mut self, now: Instant) {
+        let timeout = match self.stage {
+            Stage::Open => CLOSE_TIMEOUT,
+            _ => OPEN_TIMEOUT,
+        };
+        self.deadline = self.deadline.map(|_| now + timeout);
+    }
+
     /// As if its deadline had come.
     #[cfg(test)]
     pub fn expire(&mut self) {
@@ -185,9 +194,9 @@ impl Connection {
         }
     }
 
-    /// What is said when it ends and the guest has to know.
+    /// What is said when it ends and the guest has to know, if it was told of it at all.
     pub fn end(&self) -> Verdict {
-        if self.is_named() {
+        if self.is_named() && !self.owed.request {
             Verdict::Reset
         } else {
             Verdict::Gone
@@ -434,6 +443,7 @@ impl Connection {
 
     /// Gives the host as much as it takes.
     fn flush(&mut self, now: Instant) -> Verdict {
+        let waiting = self.to_host.len();
         while !self.to_host.is_empty() {
             let count = match self.send(self.to_host.as_slices().0) {
                 Ok(count) => count,
@@ -445,6 +455,9 @@ impl Connection {
             self.forwarded += count as u32;
         }
         self.owed.credit |= (self.forwarded - self.told).0 >= NEWS_BYTES;
+        if self.to_host.len() < waiting {
+            self.go_on(now);
+        }
         self.settle(now)
     }
 

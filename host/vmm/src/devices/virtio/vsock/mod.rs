@@ -409,6 +409,10 @@ impl Backend for Vsock {
     }
 
     fn begin(&mut self, running: &mut Running) -> Result<(), Broken> {
+        let now = Instant::now();
+        for connection in &mut self.connections {
+            connection.go_on(now);
+        }
         self.announce(running)
     }
 

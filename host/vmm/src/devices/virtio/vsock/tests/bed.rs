@@ -159,20 +159,25 @@ impl Bed {
 
     /// A connection that the guest began.
     pub(super) fn began_by_guest(&mut self, ports: Ports) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.began_by_guest_over(ports, &theirs);
+        ours.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        ours
+    }
+
+    /// The same over a socket of the test's.
+    pub(super) fn began_by_guest_over(&mut self, ports: Ports, theirs: &UnixStream) {
         self.send(self.header(ports, Operation::Request), &[]);
         let asked = Asked::receive(&self.control).unwrap().unwrap();
         assert_eq!(asked.port, ports.host);
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        asked.answer(&self.control, Some(&theirs)).unwrap();
+        asked.answer(&self.control, Some(theirs)).unwrap();
         let (response, _) = self.wait()[0];
         assert_eq!(response.operation(), Some(Operation::Response));
         assert_eq!(
             (response.source_port, response.destination_port),
             (ports.host, ports.guest)
         );
-        ours.set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        ours
     }
 }
 

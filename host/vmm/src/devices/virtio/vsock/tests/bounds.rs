@@ -90,6 +90,28 @@ fn there_is_a_limit_to_connections_and_to_refusals() {
 }
 
 #[test]
+fn what_the_guest_never_heard_of_is_not_refused() {
+    let mut bed = Bed::new();
+    // It has no room for anything.
+    bed.drivers[RECEIVE].put(bed.drivers[RECEIVE].state.driver + 2, 0);
+    for _ in 0..2 * REFUSALS_MAX {
+        let mut host = bed.host();
+        host.write_all(b"CONNECT 3\n").unwrap();
+        let is_offered = |connection: &Connection| connection.is_named();
+        while !bed.device.backend.connections.iter().any(is_offered) {
+            bed.look(10);
+        }
+        for connection in &mut bed.device.backend.connections {
+            connection.expire();
+        }
+        bed.device.backend.wake(&mut bed.device.running).unwrap();
+        assert!(bed.device.backend.connections.is_empty());
+        assert_eq!(bed.device.backend.refusals.len(), 0);
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+#[test]
 fn after_a_move_the_driver_is_told_once() {
     let mut bed = Bed::new();
     let mut host = bed.began_by_guest(PORTS);

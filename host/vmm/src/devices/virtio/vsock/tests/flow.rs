@@ -1,6 +1,10 @@
 //! What flows over a connection: as much as the other side takes, until each side has ended it.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBuf;
 
 use super::super::packet::{NO_RECEIVE, NO_SEND};
 use super::super::*;
@@ -170,5 +174,61 @@ fn a_host_that_closes_with_data_under_way_is_a_reset() {
         received.last().unwrap().0.operation(),
         Some(Operation::Reset)
     );
+    assert!(bed.device.backend.connections.is_empty());
+}
+
+#[test]
+fn the_end_of_a_stream_is_waited_for_as_long_as_some_of_it_arrives() {
+    let mut bed = Bed::new();
+    let (mut host, theirs) = UnixStream::pair().unwrap();
+    // So little that what waits for it comes in several parts.
+    setsockopt(&theirs, SndBuf, &8192).unwrap();
+    bed.began_by_guest_over(PORTS, &theirs);
+    drop(theirs);
+    let piece = vec![1; 4096];
+    let data = Header {
+        bytes: 4096,
+        ..bed.header(PORTS, Operation::Data)
+    };
+    // More than the socket takes, then nothing more in either direction.
+    let mut sent = 0;
+    while bed.device.backend.connections[0].has_all_arrived() {
+        bed.send(data, &piece);
+        bed.received();
+        sent += piece.len();
+    }
+    for _ in 0..10 {
+        bed.send(data, &piece);
+        sent += piece.len();
+    }
+    let both = Header {
+        flags: NO_SEND | NO_RECEIVE,
+        ..bed.header(PORTS, Operation::Shutdown)
+    };
+    bed.send(both, &[]);
+    let deadline = |bed: &Bed| bed.device.backend.connections[0].deadline().unwrap();
+    let first = deadline(&bed);
+    // One that takes nothing gets no more time.
+    bed.look(0);
+    assert_eq!(deadline(&bed), first);
+    // A pause is no fault of anybody's.
+    bed.device.backend.connections[0].expire();
+    bed.device.backend.begin(&mut bed.device.running).unwrap();
+    let renewed = deadline(&bed);
+    assert!(renewed > first);
+    // Nor is a host that is slow: the socket takes more when enough was read.
+    let (mut read, mut later) = (0, renewed);
+    let mut buffer = vec![0; 4096];
+    while later == renewed {
+        read += host.read(&mut buffer).unwrap();
+        bed.look(1);
+        later = deadline(&bed);
+    }
+    assert!(later > renewed);
+    while read < sent {
+        read += host.read(&mut buffer).unwrap();
+        bed.look(0);
+    }
+    assert_eq!(host.read(&mut buffer).unwrap(), 0);
     assert!(bed.device.backend.connections.is_empty());
 }
