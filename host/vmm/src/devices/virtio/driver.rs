@@ -148,20 +148,33 @@ impl Driver {
         Some(head)
     }
 
-    /// The same by an indirect table, of at most 16 pieces.
-    pub fn add_indirect(&mut self, pieces: &[Piece]) -> Option<u16> {
-        if pieces.is_empty() || self.free.is_empty() {
+    /// The same by an indirect table, of at most 16 pieces, the first `direct` of them before the table.
+    pub fn add_indirect(&mut self, pieces: &[Piece], direct: usize) -> Option<u16> {
+        let (before, inside) = pieces.split_at_checked(direct)?;
+        if inside.is_empty() || before.len() >= self.free.len() {
             return None;
         }
-        let head = self.free.pop().unwrap();
-        let table = self.state.descriptors + TABLES_OFFSET + TABLE_BYTES * u64::from(head);
-        for (n, piece) in (0u16..).zip(pieces) {
-            let more = usize::from(n) + 1 < pieces.len();
+        let left = self.free.len() - before.len() - 1;
+        let numbers = self.free.split_off(left);
+        let last = numbers[before.len()];
+        let table = self.state.descriptors + TABLES_OFFSET + TABLE_BYTES * u64::from(last);
+        for (n, piece) in (0u16..).zip(inside) {
+            let more = usize::from(n) + 1 < inside.len();
             self.describe(table, n, *piece, u16::from(more), n + 1);
         }
-        let whole = readable(table, 16 * pieces.len() as u32);
-        self.describe(self.state.descriptors, head, whole, 4, 0);
-        self.held.push((head, vec![head]));
+        for (n, piece) in before.iter().enumerate() {
+            self.describe(
+                self.state.descriptors,
+                numbers[n],
+                *piece,
+                1,
+                numbers[n + 1],
+            );
+        }
+        let whole = readable(table, 16 * inside.len() as u32);
+        self.describe(self.state.descriptors, last, whole, 4, 0);
+        let head = numbers[0];
+        self.held.push((head, numbers));
         self.offer(head);
         Some(head)
     }

@@ -246,21 +246,20 @@ impl Queue {
             readable: Vec::new(),
             writable: Vec::new(),
         };
-        let direct = (self.state.descriptors, self.state.size);
-        let first = self.descriptor(memory, direct, head)?;
-        let (table, mut descriptor) = if first.flags & INDIRECT != 0 {
-            let entries = first.bytes / DESCRIPTOR_BYTES as u32;
-            let is_whole = first.bytes % DESCRIPTOR_BYTES as u32 == 0;
-            let entries = u16::try_from(entries).unwrap_or(u16::MAX);
-            if !self.has_indirect || !is_whole || entries == 0 || first.flags & NEXT != 0 {
-                return Err(Broken::Indirect);
+        let (mut table, mut number) = ((self.state.descriptors, self.state.size), head);
+        let (mut is_indirect, mut in_table) = (false, 0);
+        for _ in 0..CHAIN_MAX {
+            let mut descriptor = self.descriptor(memory, table, number)?;
+            // As many of a table as it has, or there is a loop.
+            if in_table == table.1 {
+                return Err(Broken::Endless);
             }
-            let table = (first.start, entries);
-            (table, self.descriptor(memory, table, 0)?)
-        } else {
-            (direct, first)
-        };
-        for _ in 0..CHAIN_MAX.min(table.1.into()) {
+            // The last of a chain may be a table with the rest of it (2.7.5.3.2), but for one in a table.
+            if descriptor.flags & INDIRECT != 0 && !is_indirect {
+                table = self.indirect(descriptor)?;
+                (is_indirect, in_table) = (true, 0);
+                descriptor = self.descriptor(memory, table, 0)?;
+            }
             if descriptor.flags & INDIRECT != 0 {
                 return Err(Broken::Indirect);
             }
@@ -268,9 +267,21 @@ impl Queue {
             if descriptor.flags & NEXT == 0 {
                 return Ok(chain);
             }
-            descriptor = self.descriptor(memory, table, descriptor.next)?;
+            in_table += 1;
+            number = descriptor.next;
         }
         Err(Broken::Endless)
+    }
+
+    /// The table that a descriptor is: where, and how many entries it has.
+    fn indirect(&self, descriptor: Descriptor) -> Result<(u64, u16), Broken> {
+        let Descriptor { start, bytes, .. } = descriptor;
+        let entries = bytes / DESCRIPTOR_BYTES as u32;
+        let is_whole = bytes.is_multiple_of(DESCRIPTOR_BYTES as u32);
+        if !self.has_indirect || !is_whole || entries == 0 || descriptor.flags & NEXT != 0 {
+            return Err(Broken::Indirect);
+        }
+        Ok((start, u16::try_from(entries).unwrap_or(u16::MAX)))
     }
 
     fn descriptor(

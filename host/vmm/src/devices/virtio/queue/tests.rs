@@ -25,8 +25,8 @@ fn open(driver: &Driver, has_event_index: bool, has_indirect: bool) -> Result<Qu
 /// What a driver and a device do to a queue.
 #[derive(Debug, Clone)]
 enum Step {
-    /// The driver asks.
-    Add(Vec<Piece>, bool),
+    /// The driver asks, perhaps with all but so many pieces in a table.
+    Add(Vec<Piece>, Option<usize>),
     /// The device takes.
     Pop,
     /// The device takes, and puts back.
@@ -57,7 +57,7 @@ fn pieces() -> impl Strategy<Value = Vec<Piece>> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (pieces(), any::<bool>()).prop_map(|(pieces, is_indirect)| Step::Add(pieces, is_indirect)),
+        4 => (pieces(), prop::option::of(0..3usize)).prop_map(|(pieces, direct)| Step::Add(pieces, direct)),
         3 => Just(Step::Pop),
         1 => Just(Step::PutBack),
         3 => (any::<prop::sample::Index>(), any::<u32>()).prop_map(|(which, n)| Step::Push(which, n)),
@@ -103,8 +103,11 @@ proptest! {
         }
         for step in steps {
             match step {
-                Step::Add(pieces, is_indirect) => {
-                    let head = if is_indirect { driver.add_indirect(&pieces) } else { driver.add(&pieces) };
+                Step::Add(pieces, direct) => {
+                    let head = match direct {
+                        Some(direct) => driver.add_indirect(&pieces, direct),
+                        None => driver.add(&pieces),
+                    };
                     offered.extend(head.map(|head| seen(head, &pieces)));
                 }
                 Step::Pop => {
@@ -284,6 +287,21 @@ fn loops_have_an_end() {
         driver.offer(0);
     });
     assert_eq!(inner, Broken::Endless);
+    // Behind descriptors and in a table together, a chain is no longer than alone.
+    let both = broken_with(true, |driver| {
+        driver.describe(0, 0, some, NEXT, 1);
+        driver.describe(0, 1, readable(BUFFERS, 16 * CHAIN_MAX as u32), INDIRECT, 0);
+        for n in 0..CHAIN_MAX as u16 {
+            let flags = if usize::from(n) + 1 < CHAIN_MAX {
+                NEXT
+            } else {
+                0
+            };
+            driver.describe(BUFFERS, n, none, flags, n + 1);
+        }
+        driver.offer(0);
+    });
+    assert_eq!(both, Broken::Endless);
 }
 
 #[test]
@@ -384,15 +402,17 @@ fn malformed_tables_are_told() {
         driver.offer(0);
     };
     assert_eq!(broken_with(true, nested), Broken::Indirect);
-    // Behind another descriptor, and not negotiated.
+    // Behind another descriptor and followed by one, and not negotiated.
     assert_eq!(
-        broken(&[(some, NEXT, 1), (some, INDIRECT, 0)]),
+        broken(&[(some, NEXT, 1), (some, INDIRECT | NEXT, 2), (some, 0, 0)]),
         Broken::Indirect
     );
-    let plain = |driver: &mut Driver| {
-        driver.add_indirect(&[readable(BUFFERS, 4)]);
-    };
-    assert_eq!(broken_with(false, plain), Broken::Indirect);
+    for direct in [0, 1] {
+        let plain = |driver: &mut Driver| {
+            driver.add_indirect(&[readable(BUFFERS, 4); 2], direct);
+        };
+        assert_eq!(broken_with(false, plain), Broken::Indirect);
+    }
 }
 
 #[test]
