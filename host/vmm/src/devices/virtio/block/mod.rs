@@ -32,9 +32,13 @@ const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 const CLEAR_BYTES_MAX: u64 = 256 << 20;
 /// Most bytes of one request: no more than a slow disk moves in a few seconds.
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
+/// Most bytes of one piece of a request, so that no request of as many pieces as there may be is too long.
+const SEGMENT_BYTES_MAX: u32 = 256 << 10;
+const _: () = assert!(SEGMENT_BYTES_MAX as u64 * (SEGMENTS_MAX as u64 + 2) <= REQUEST_BYTES_MAX);
 /// How long a queue is served before something else is heard.
 const TURN: Duration = Duration::from_millis(20);
 
+const FEATURE_SEGMENT_BYTES: u64 = 1 << 1;
 const FEATURE_SEGMENTS: u64 = 1 << 2;
 const FEATURE_READ_ONLY: u64 = 1 << 5;
 const FEATURE_BLOCK_SIZE: u64 = 1 << 6;
@@ -102,11 +106,13 @@ impl Block {
         chain: &Chain,
         writes_through: bool,
     ) -> Result<u32, Broken> {
-        if chain.readable_bytes() + chain.writable_bytes() > REQUEST_BYTES_MAX {
-            return Err(Broken::Long);
-        }
         let request = Request::parse(memory, chain)?;
-        let (status, written) = match self.carry_out(memory, &request, writes_through) {
+        let carried_out = if length(chain) > REQUEST_BYTES_MAX {
+            Err(DiskError::outside())
+        } else {
+            self.carry_out(memory, &request, writes_through)
+        };
+        let (status, written) = match carried_out {
             Ok(written) => (Status::Done, written),
             Err(DiskError::Unsupported) => (Status::Unsupported, 0),
             Err(DiskError::Failed(_)) => (Status::Failed, 0),
@@ -185,7 +191,8 @@ impl Backend for Block {
 
     fn features(&self) -> u64 {
         let writable = FEATURE_DISCARD | FEATURE_ZEROES;
-        let common = FEATURE_SEGMENTS | FEATURE_BLOCK_SIZE | FEATURE_FLUSH;
+        let pieces = FEATURE_SEGMENT_BYTES | FEATURE_SEGMENTS;
+        let common = pieces | FEATURE_BLOCK_SIZE | FEATURE_FLUSH;
         let kind = if self.is_read_only {
             FEATURE_READ_ONLY
         } else {
@@ -221,7 +228,8 @@ impl Backend for Block {
                 }
                 return running.tell(queue);
             };
-            let bytes = chain.readable_bytes() + chain.writable_bytes();
+            // What is longer is not moved.
+            let bytes = length(&chain).min(REQUEST_BYTES_MAX);
             if !self.limits.allow(bytes) {
                 running.put_back(queue);
                 self.waits |= 1 << queue;
@@ -274,12 +282,18 @@ impl Backend for Block {
     }
 }
 
+/// How many bytes a request has, both ways.
+fn length(chain: &Chain) -> u64 {
+    chain.readable_bytes() + chain.writable_bytes()
+}
+
 /// The device's registers (virtio 1.3, 5.2.4).
 fn registers(sectors: u64, queues: u16) -> Vec<u8> {
     let clear_sectors = (CLEAR_BYTES_MAX / SECTOR_BYTES) as u32;
     let mut bytes = vec![0; 60];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(0, &sectors.to_le_bytes());
+    put(8, &SEGMENT_BYTES_MAX.to_le_bytes());
     put(12, &SEGMENTS_MAX.to_le_bytes());
     put(20, &(SECTOR_BYTES as u32).to_le_bytes());
     put(34, &queues.to_le_bytes());

@@ -14,6 +14,8 @@ use crate::devices::virtio::driver::{
 const MEMORY_BYTES: u64 = 1 << 20;
 const HEADER: u64 = QUEUE_BYTES;
 const STATUS: u64 = HEADER + 16;
+const DATA: u64 = HEADER + 4096;
+const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
 
 /// A disk of zeros.
@@ -109,4 +111,24 @@ fn a_disk_that_is_not_written_needs_no_flush() {
     let disk = Played::default();
     *disk.flush_fails.lock().unwrap() = true;
     block(disk, true).sync().unwrap();
+}
+
+#[test]
+fn a_request_that_is_too_long_fails_and_the_device_goes_on() {
+    let memory = memory(65 << 20);
+    let (mut device, mut drivers) = start(block(Played::default(), false), &memory, u64::MAX);
+    let driver = &mut drivers[0];
+    for (bytes, status) in [(64 << 20, 1), ((64 << 20) - 512, 0), (1024, 0)] {
+        assert_eq!(ask(&mut device, driver, WRITE, &[(DATA, bytes)]), status);
+    }
+    let written = &device.backend.counters.read_bytes;
+    assert_eq!(written.load(Ordering::Relaxed), (64 << 20) + 512);
+    // A driver that keeps to what it is told never meets it.
+    let mut told = [0; 8];
+    device.backend.registers.read(8, &mut told);
+    let (bytes, pieces) = (
+        u64::from_le_bytes(told) as u32,
+        u64::from_le_bytes(told) >> 32,
+    );
+    assert!(bytes >= 4096 && u64::from(bytes) * pieces + 17 <= REQUEST_BYTES_MAX);
 }
