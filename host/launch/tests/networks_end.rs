@@ -3,7 +3,9 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
+use std::process::Stdio;
 
 use common::guests::{Bed, OUTSIDE, locks, nic, spawn};
 use common::namespaces::{Namespace, can_run, prefix};
@@ -239,6 +241,73 @@ fn what_a_killed_launcher_left_is_removed_by_the_next() {
         .unwrap();
     assert_eq!(network.subnet, subnet);
     drop(spawn(&bed.launcher, "vm-1", &[nic("default", subnet, 5)]));
+}
+
+/// A program that watches, ended with the test.
+struct Monitor(std::process::Child);
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_bridge_is_known_as_ours_from_the_first_moment() {
+    if !can_run("a_bridge_is_known_as_ours_from_the_first_moment") {
+        return;
+    }
+    let bed = Bed::new();
+    // What the kernel tells about a bridge that is being made is what a launcher that dies then leaves.
+    let mut monitor = Monitor(
+        bed.host
+            .command("ip")
+            .args(["-o", "monitor", "link"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut lines = BufReader::new(monitor.0.stdout.take().unwrap()).lines();
+    let (heard, hears) = std::sync::mpsc::sync_channel(64);
+    std::thread::spawn(move || {
+        while let Some(Ok(line)) = lines.next() {
+            let _ = heard.send(line);
+        }
+    });
+    let mut changes = 0;
+    wait_for("the monitor to hear of links", || {
+        changes += 1;
+        let name = format!("mark{changes}");
+        bed.host
+            .run("ip", &["link", "add", &name, "type", "bridge"]);
+        hears.try_recv().is_ok()
+    });
+    let bridge = bed.network("default", NetworkKind::Nat).bridge;
+    let mut first = String::new();
+    wait_for("news of the bridge", || {
+        first = hears.try_recv().unwrap_or_default();
+        first.contains(&bridge)
+    });
+    assert!(first.contains("group 25719"), "{first}");
+}
+
+#[test]
+fn a_strangers_link_bars_no_network() {
+    if !can_run("a_strangers_link_bars_no_network") {
+        return;
+    }
+    let bed = Bed::new();
+    let stranger = format!("{}0", bed.prefix);
+    let bridge = ["link", "add", &stranger, "type", "bridge"];
+    bed.host.run("ip", &bridge);
+    let network = bed.network("default", NetworkKind::Nat);
+    assert_eq!(network.bridge, format!("{}1", bed.prefix));
+    drop(bed.guest("default", network.subnet, 5));
+    let mut client = bed.launcher.client();
+    bed.launcher.exit_of("vm-default-5");
+    client.remove_network(&"default".parse().unwrap()).unwrap();
+    assert!(bed.host.links().contains(&stranger));
 }
 
 #[test]

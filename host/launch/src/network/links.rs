@@ -70,10 +70,12 @@ impl Links {
         })
     }
 
-    /// Makes a bridge in [`GROUP`], down, and answers its number.
+    /// Makes a bridge in [`GROUP`], down, and answers its number. It is in the group from the first moment: a launcher
+    /// that is killed here leaves nothing that the next one would take for a stranger's.
     pub fn add_bridge(&mut self, name: &str, mac: Mac, alias: &str) -> Result<u32, NetlinkError> {
         let message = link(libc::RTM_NEWLINK, MAKE, 0)
             .text(libc::IFLA_IFNAME, name)
+            .attribute(libc::IFLA_GROUP, &GROUP.to_ne_bytes())
             .attribute(libc::IFLA_ADDRESS, &mac.bytes())
             .nested(libc::IFLA_LINKINFO, |info| {
                 info.text(libc::IFLA_INFO_KIND, BRIDGE)
@@ -83,9 +85,7 @@ impl Links {
             });
         self.netlink.request(message)?;
         let index = self.index(name)?;
-        let more = link(libc::RTM_SETLINK, DO, index)
-            .attribute(libc::IFLA_GROUP, &GROUP.to_ne_bytes())
-            .attribute(libc::IFLA_IFALIAS, cut(alias));
+        let more = link(libc::RTM_SETLINK, DO, index).attribute(libc::IFLA_IFALIAS, cut(alias));
         if let Err(error) = self.netlink.request(more) {
             let _ = self.remove(index);
             return Err(error);

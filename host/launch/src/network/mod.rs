@@ -206,7 +206,7 @@ impl Networks {
         subnet: Option<Ipv4Prefix>,
     ) -> Result<Shown, NetworkError> {
         let subnet = self.find_subnet(kind, subnet)?;
-        let bridge = self.free_bridge();
+        let bridge = self.free_bridge()?;
         let index = self.make_bridge(name, &bridge, subnet)?;
         let network = Network {
             kind,
@@ -217,10 +217,19 @@ impl Networks {
         let shown = network.show();
         self.networks.insert(name.clone(), network);
         if let Err(error) = self.open(name) {
-            let _ = self.remove(name);
+            self.undo(name);
             return Err(error);
         }
         Ok(shown)
+    }
+
+    /// Takes back a network that could not be opened. A bridge that cannot be removed is no network: its name is not
+    /// used, and who next takes hold of the names removes it.
+    fn undo(&mut self, name: &NetworkName) {
+        if let Err(error) = self.remove(name) {
+            tell(&format!("The bridge of the network {name} stays"), &error);
+            self.networks.remove(name);
+        }
     }
 
     fn attach_one(
@@ -307,17 +316,15 @@ impl Networks {
         Ok(())
     }
 
-    /// The lowest number that no bridge of ours has.
-    fn free_bridge(&self) -> String {
-        let is_taken = |name: &String| {
-            self.networks
-                .values()
-                .any(|network| network.bridge == *name)
-        };
-        (0..=names::BRIDGES_MAX)
+    /// The name with the lowest number that no link has, whoever's it is.
+    fn free_bridge(&mut self) -> Result<String, NetworkError> {
+        let links = &mut self.take_hold(PATIENCE)?.links;
+        let found = links.all().map_err(NetworkError::Links)?;
+        let is_taken = |name: &String| found.iter().any(|link| link.name == *name);
+        Ok((0..=names::BRIDGES_MAX)
             .map(|number| self.prefix.bridge(number))
             .find(|name| !is_taken(name))
-            .unwrap_or_else(|| self.prefix.bridge(names::BRIDGES_MAX))
+            .unwrap_or_else(|| self.prefix.bridge(names::BRIDGES_MAX)))
     }
 
     fn find_subnet(
@@ -565,4 +572,46 @@ fn set(path: &str, value: &str, may_be_missing: bool) -> Result<(), NetworkError
 /// For the log: what follows from an error that stops nothing.
 fn tell(what: &str, error: &dyn std::error::Error) {
     eprintln!("dwcp-launch: {what}: {}", crate::server::describe(error));
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn a_bridge_that_cannot_be_removed_is_no_network() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED a_bridge_that_cannot_be_removed_is_no_network: it needs a namespace");
+            return;
+        }
+        let alone = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let name: NetworkName = "half".parse().unwrap();
+            // No other test has this prefix, in whatever process.
+            let letters = std::process::id().to_string();
+            let letters = letters.bytes().map(|digit| char::from(digit - b'0' + b'a'));
+            let prefix = letters.collect::<String>().parse().unwrap();
+            let mut networks = Networks::new(prefix, Nft::new("/nonexistent/nft".into()));
+            networks.take_hold(PATIENCE).unwrap();
+            let half = Network {
+                kind: NetworkKind::Isolated,
+                subnet: "10.9.0.0/24".parse().unwrap(),
+                bridge: "lo".into(),
+                // The loopback, which the kernel does not let go.
+                index: 1,
+            };
+            networks.networks.insert(name.clone(), half);
+            assert!(matches!(
+                networks.remove(&name),
+                Err(NetworkError::Links(_))
+            ));
+            networks.undo(&name);
+            assert!(networks.networks.is_empty());
+        });
+        alone.join().unwrap();
+    }
 }
