@@ -21,7 +21,10 @@ const MEMORY_NEEDED_MIB: u64 = 4 * 1024;
 struct Found {
     kvm: Kvm,
     root: bool,
-    missing_packages: Vec<&'static str>,
+    /// Packages that the tier nested needs.
+    missing_nested: Vec<&'static str>,
+    /// Packages that other tests need.
+    missing_tests: Vec<&'static str>,
     apt: bool,
     linux: bool,
 }
@@ -31,16 +34,35 @@ impl Found {
         Self {
             kvm: machine::kvm(),
             root: machine::root(),
-            missing_packages: missing_packages(),
+            missing_nested: packages::missing(&packages::NESTED),
+            missing_tests: packages::missing(&packages::TESTS),
             apt: machine::on_path("apt-get").is_some(),
             linux: linux::present(),
         }
+    }
+
+    /// Whether `cargo xtask test` installs what is missing.
+    fn can_install(&self) -> bool {
+        self.root && self.apt
+    }
+
+    /// All packages that are missing.
+    fn missing(&self) -> Vec<&'static str> {
+        let mut missing = [&self.missing_nested[..], &self.missing_tests].concat();
+        missing.sort_unstable();
+        missing.dedup();
+        missing
     }
 }
 
 /// Why the tier nested cannot run here; nothing where it should.
 pub fn nested_skipped() -> Vec<String> {
     nested(&Found::look())
+}
+
+/// Why tests that need tools cannot run here; nothing where they should.
+pub fn tools_skipped() -> Vec<String> {
+    tools(&Found::look())
 }
 
 /// Runs the command.
@@ -103,17 +125,17 @@ fn skipped(found: &Found) -> Vec<String> {
     if found.kvm == Kvm::None {
         skipped.push("demo, and the tiers kvm and faults: /dev/kvm does not open".into());
     }
+    skipped.extend(tools(found));
     skipped.extend(nested(found));
     skipped
 }
 
 fn nested(found: &Found) -> Vec<String> {
     let mut skipped = Vec::new();
-    let can_install = found.root && found.apt;
-    if !found.missing_packages.is_empty() && !can_install {
+    if !found.missing_nested.is_empty() && !found.can_install() {
         skipped.push(format!(
             "the tier nested: install {}",
-            found.missing_packages.join(", ")
+            found.missing_nested.join(", ")
         ));
     }
     if !found.linux && !found.apt {
@@ -122,21 +144,23 @@ fn nested(found: &Found) -> Vec<String> {
     skipped
 }
 
-/// Packages that tests need and that are not here.
-fn missing_packages() -> Vec<&'static str> {
-    let mut missing = packages::missing(&packages::NESTED);
-    missing.extend(packages::missing(&packages::TESTS));
-    missing.sort_unstable();
-    missing.dedup();
-    missing
+fn tools(found: &Found) -> Vec<String> {
+    if found.missing_tests.is_empty() || found.can_install() {
+        return Vec::new();
+    }
+    let list = found.missing_tests.join(", ");
+    vec![format!(
+        "tests of images, networks and our guest's drivers that need them: install {list}"
+    )]
 }
 
 fn packages_state(found: &Found) -> String {
-    if found.missing_packages.is_empty() {
+    let missing = found.missing();
+    if missing.is_empty() {
         return "all there".into();
     }
-    let list = found.missing_packages.join(" ");
-    if found.root && found.apt {
+    let list = missing.join(" ");
+    if found.can_install() {
         format!("{list}: will be installed by `cargo xtask test`")
     } else {
         format!("missing: {list} (apt-get install --no-install-recommends {list})")
@@ -186,7 +210,8 @@ mod tests {
         Found {
             kvm: Kvm::None,
             root: false,
-            missing_packages: vec!["cpio"],
+            missing_nested: vec!["busybox-static", "cpio"],
+            missing_tests: vec!["busybox-static", "nftables"],
             apt: false,
             linux: false,
         }
@@ -197,9 +222,8 @@ mod tests {
         let found = Found {
             kvm: Kvm::Pvm,
             root: true,
-            missing_packages: vec!["cpio"],
             apt: true,
-            linux: false,
+            ..bare()
         };
         assert_eq!(skipped(&found), Vec::<String>::new());
         assert_eq!(nested(&found), Vec::<String>::new());
@@ -208,8 +232,31 @@ mod tests {
     #[test]
     fn a_bare_machine_is_told_each_reason() {
         let said = skipped(&bare()).join("\n");
-        for reason in ["need root", "/dev/kvm", "install cpio", "apt-get"] {
+        for reason in [
+            "need root",
+            "/dev/kvm",
+            "nested: install busybox-static, cpio\n",
+            "networks and our guest's drivers that need them: install busybox-static, nftables\n",
+            "apt-get",
+        ] {
             assert!(said.contains(reason), "{said}");
         }
+        let list = packages_state(&bare());
+        assert!(
+            list.contains("missing: busybox-static cpio nftables ("),
+            "{list}"
+        );
+    }
+
+    /// A failure of the tier's preparation is not excused by a package that it does not need.
+    #[test]
+    fn nested_is_not_skipped_for_what_other_tests_need() {
+        let found = Found {
+            missing_nested: Vec::new(),
+            linux: true,
+            ..bare()
+        };
+        assert_eq!(nested(&found), Vec::<String>::new());
+        assert_eq!(tools(&found).len(), 1);
     }
 }

@@ -104,6 +104,35 @@ fn program(package: &str) -> &str {
     match package {
         "qemu-system-x86" => "qemu-system-x86_64",
         "busybox-static" => "busybox",
+        "qemu-utils" => "qemu-img",
+        "e2fsprogs" => "mkfs.ext4",
+        "xfsprogs" => "mkfs.xfs",
+        "btrfs-progs" => "mkfs.btrfs",
+        "dosfstools" => "mkfs.vfat",
+        "mtools" => "mcopy",
+        "fdisk" => "sfdisk",
+        "nftables" => "nft",
+        "iproute2" => "ip",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where dpkg knows a package, its program is on the path too.
+    #[test]
+    fn every_package_has_its_program() {
+        if machine::on_path("dpkg-query").is_none() {
+            println!("SKIPPED every_package_has_its_program: there is no dpkg-query");
+            return;
+        }
+        let all = [&NESTED[..], &TESTS].concat();
+        let missing = missing(&all);
+        for package in all.iter().filter(|package| !missing.contains(package)) {
+            let program = program(package);
+            assert!(machine::on_path(program).is_some(), "{package}: {program}");
+        }
     }
 }

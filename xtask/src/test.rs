@@ -100,12 +100,7 @@ pub fn stages(plan: &Plan) -> Result<Vec<(&'static str, Outcome)>> {
         environment.push(("DWCP_BIN_DIR".into(), folder.display().to_string()));
     }
 
-    if let Err(error) = step("Preparing the tools that tests use", || {
-        packages::ensure(&packages::TESTS)
-    }) {
-        // The tests that need them say so, and are skipped.
-        println!("{error:#}");
-    }
+    stages.push(("tools", prepare_tools()));
     for tier in Tier::ALL {
         if tier == Tier::Plugins || !wanted(tier) {
             continue;
@@ -116,6 +111,20 @@ pub fn stages(plan: &Plan) -> Result<Vec<(&'static str, Outcome)>> {
         stages.push(("properties", run_also(&made, &environment, plan)?));
     }
     Ok(stages)
+}
+
+/// Installs what tests need. Where that cannot be, the tests that need it say so themselves, and are skipped.
+fn prepare_tools() -> Outcome {
+    let start = Instant::now();
+    let mut outcome = Outcome::default();
+    if let Err(error) = step("Preparing the tools that tests use", || {
+        packages::ensure(&packages::TESTS)
+    }) {
+        println!("{error:#}");
+        unprepared(&mut outcome, "tools", &doctor::tools_skipped(), &error);
+    }
+    outcome.time = start.elapsed();
+    outcome
 }
 
 /// Runs the programs that the plan names besides its tiers; one that is not there is a failure.
@@ -202,7 +211,7 @@ fn run_tier(
             }
             Err(error) => {
                 println!("{error:#}");
-                unprepared(&mut total, &doctor::nested_skipped(), &error);
+                unprepared(&mut total, "nested tier", &doctor::nested_skipped(), &error);
                 total.time = start.elapsed();
                 return Ok(total);
             }
@@ -226,13 +235,13 @@ fn run_tier(
 }
 
 /// What could not be prepared is skipped only on a machine where `doctor` says so beforehand; elsewhere it has failed.
-fn unprepared(outcome: &mut Outcome, reasons: &[String], error: &anyhow::Error) {
+fn unprepared(outcome: &mut Outcome, what: &str, reasons: &[String], error: &anyhow::Error) {
     if reasons.is_empty() {
         outcome.failed += 1;
-        let failure = format!("nested tier: its preparation failed: {error:#}");
+        let failure = format!("{what}: preparation failed: {error:#}");
         outcome.failures.push(failure);
     } else {
-        outcome.skipped.push(format!("nested tier: {error:#}"));
+        outcome.skipped.push(format!("{what}: {error:#}"));
     }
 }
 
@@ -307,15 +316,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tier_that_should_run_here_and_cannot_has_failed() {
+    fn what_could_be_prepared_here_and_was_not_has_failed() {
         let error = anyhow::anyhow!("apt-get install failed");
         let mut outcome = Outcome::default();
-        unprepared(&mut outcome, &[], &error);
+        unprepared(&mut outcome, "tools", &[], &error);
         assert_eq!((outcome.failed, outcome.skipped.len()), (1, 0));
-        let stages = [("nested", outcome.clone())];
+        assert!(outcome.failures[0].starts_with("tools: "));
+        let unit = Outcome {
+            passed: 1,
+            ..Outcome::default()
+        };
+        let stages = [("tools", outcome), ("unit", unit.clone())];
         assert_eq!(verdict(&stages), ExitCode::FAILURE);
         let mut outcome = Outcome::default();
-        unprepared(&mut outcome, &["no apt".into()], &error);
+        unprepared(&mut outcome, "tools", &["no apt".into()], &error);
         assert_eq!((outcome.failed, outcome.skipped.len()), (0, 1));
+        assert_eq!(
+            verdict(&[("tools", outcome), ("unit", unit)]),
+            ExitCode::SUCCESS
+        );
     }
 }
