@@ -1,8 +1,9 @@
 //! The part `fuzz` of `cargo xtask soak`: each fuzz target searched for bad inputs, one after the other.
 //!
 //! What always holds: a target is searched only after the engine has found a mistake that was planted for it, so that a
-//! build which is not instrumented fails; an input that was found is kept as a file whose path is printed; what was
-//! built, and the inputs that a search goes on from, live in the cache directory.
+//! build which is not instrumented fails; an input that was found is kept as a file whose path is printed, and is tried
+//! again by every later search, which is bad until it is mended; what was built, and the inputs that a search goes on
+//! from, live in the cache directory.
 //!
 //! What it must not know: what the targets read.
 
@@ -88,29 +89,61 @@ pub struct Run<'a> {
     pub seed: u64,
 }
 
-/// Builds the targets, searches them, and writes the page if it is wanted.
-pub fn run(wanted: &Wanted, about: Run<'_>, write_page: bool) -> Result<Outcome> {
-    let start = Instant::now();
+impl Wanted {
+    /// Whether targets were asked for by name.
+    pub fn names_targets(&self) -> bool {
+        !self.target.is_empty()
+    }
+}
+
+/// What is searched: the program that was built, and its targets that are wanted.
+#[derive(Debug)]
+pub struct Prepared {
+    program: PathBuf,
+    targets: Vec<Listed>,
+}
+
+/// Builds the targets and chooses those that are wanted.
+pub fn prepare(wanted: &Wanted) -> Result<Prepared> {
     let program = step("Building the fuzz targets, instrumented", build)?;
     let targets = chosen(list(&program)?, &wanted.target)?;
-    step("Letting the engine find the planted mistake", || {
-        find_planted(&program, about.seed)
-    })?;
+    Ok(Prepared { program, targets })
+}
+
+/// Searches the targets, and writes the page if it is wanted. What goes wrong is part of the outcome: other parts have
+/// one too.
+pub fn run(prepared: &Prepared, wanted: &Wanted, about: Run<'_>, write_page: bool) -> Outcome {
+    let start = Instant::now();
     let mut searches = Vec::new();
-    for target in &targets {
+    let done = search_all(prepared, wanted, about, write_page, &mut searches);
+    outcome(&searches, done, start.elapsed())
+}
+
+fn search_all(
+    prepared: &Prepared,
+    wanted: &Wanted,
+    about: Run<'_>,
+    write_page: bool,
+    searches: &mut Vec<Search>,
+) -> Result<()> {
+    let program = &prepared.program;
+    step("Letting the engine find the planted mistake", || {
+        find_planted(program, about.seed)
+    })?;
+    for target in &prepared.targets {
         let search = step(&format!("Searching {}", target.name), || {
-            search(&program, target, wanted.fuzz_seconds, about.seed)
+            search(program, target, wanted.fuzz_seconds, about.seed)
         })?;
         println!("    {}", line(&search));
         searches.push(search);
     }
     if write_page {
         let path = cache::workspace().join(PAGE_PATH);
-        fs::write(&path, page(wanted, about, &searches))
+        fs::write(&path, page(wanted, about, searches))
             .with_context(|| format!("Cannot write {}.", path.display()))?;
         println!("Results of fuzzing are in {PAGE_PATH}.");
     }
-    Ok(outcome(&searches, start.elapsed()))
+    Ok(())
 }
 
 /// Builds the program; it and everything below it in a target directory of its own, for the flags differ.
@@ -177,7 +210,7 @@ fn find_planted(program: &Path, seed: u64) -> Result<()> {
         name: PLANTED.into(),
         input_bytes_max: 64,
     };
-    let folders = with_clone(kept, PLANTED);
+    let folders = seeds(kept, &[], PLANTED);
     let out = engine(
         program,
         &planted,
@@ -195,14 +228,15 @@ fn find_planted(program: &Path, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Searches one target, from the corpus in the clone and from what earlier searches kept.
+/// Searches one target, from the corpus in the clone and from what earlier searches kept and found.
 fn search(program: &Path, target: &Listed, seconds: u32, seed: u64) -> Result<Search> {
     let work = cache::directory()?.join("fuzz");
     let kept = work.join("corpus").join(&target.name);
     let findings = work.join("findings").join(&target.name);
-    fs::create_dir_all(&kept).with_context(|| format!("Cannot make {}.", kept.display()))?;
-    empty(&findings)?;
-    let folders = with_clone(kept, &target.name);
+    for folder in [&kept, &findings] {
+        fs::create_dir_all(folder).with_context(|| format!("Cannot make {}.", folder.display()))?;
+    }
+    let folders = seeds(kept, std::slice::from_ref(&findings), &target.name);
     let out = engine(program, target, seconds, seed, &findings, &folders)?;
     let mut search = read(&target.name, &out);
     if let Some(finding) = &search.finding {
@@ -219,11 +253,13 @@ fn search(program: &Path, target: &Listed, seconds: u32, seed: u64) -> Result<Se
     Ok(search)
 }
 
-/// Where a search begins: what is kept, and what is in the clone. libFuzzer writes into the first folder only.
-fn with_clone(kept: PathBuf, target: &str) -> Vec<PathBuf> {
+/// Where a search begins: what is kept, what was found, and what is in the clone. libFuzzer writes into the first folder
+/// only.
+fn seeds(kept: PathBuf, found: &[PathBuf], target: &str) -> Vec<PathBuf> {
     let clone = cache::workspace().join("tests/fuzz");
     let folders = ["corpus", "regressions"].map(|folder| clone.join(folder).join(target));
     std::iter::once(kept)
+        .chain(found.iter().cloned())
         .chain(folders.into_iter().filter(|folder| folder.is_dir()))
         .collect()
 }
@@ -313,15 +349,20 @@ fn line(search: &Search) -> String {
     )
 }
 
-/// A target passes when nothing was found.
-fn outcome(searches: &[Search], time: Duration) -> Outcome {
+/// A target passes when nothing was found; what kept others from being searched is one more failure.
+fn outcome(searches: &[Search], done: Result<()>, time: Duration) -> Outcome {
     let failures = searches.iter().filter_map(|search| {
         let finding = search.finding.as_ref()?;
         Some(format!("fuzz: {}: {finding}", search.name))
     });
-    let failures: Vec<String> = failures.collect();
+    let mut failures: Vec<String> = failures.collect();
+    let passed = (searches.len() - failures.len()) as u64;
+    if let Err(error) = done {
+        println!("{error:#}");
+        failures.push(format!("fuzz: {error:#}"));
+    }
     Outcome {
-        passed: (searches.len() - failures.len()) as u64,
+        passed,
         failed: failures.len() as u64,
         failures,
         time,
@@ -405,12 +446,27 @@ mod tests {
     #[test]
     fn a_finding_fails_its_target_and_says_where_it_is() {
         let searches = [read("x", GOOD), read("y", BAD)];
-        let outcome = outcome(&searches, Duration::ZERO);
+        let outcome = outcome(&searches, Ok(()), Duration::ZERO);
         assert_eq!((outcome.passed, outcome.failed), (1, 1));
         assert_eq!(
             outcome.failures,
             ["fuzz: y: f/crash-1 (attempt to add with overflow)"]
         );
+    }
+
+    #[test]
+    fn what_ends_the_searches_fails_and_what_they_found_before_counts() {
+        let searches = [read("x", GOOD), read("y", BAD)];
+        let error = anyhow::anyhow!("no room").context("Cannot make z.");
+        let outcome = outcome(&searches, Err(error), Duration::ZERO);
+        assert_eq!((outcome.passed, outcome.failed), (1, 2));
+        assert_eq!(outcome.failures[1], "fuzz: Cannot make z.: no room");
+    }
+
+    #[test]
+    fn what_was_found_is_searched_from_and_not_written_over() {
+        let folders = seeds("kept".into(), &["findings".into()], "none such");
+        assert_eq!(folders, [PathBuf::from("kept"), PathBuf::from("findings")]);
     }
 
     #[test]

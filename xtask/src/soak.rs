@@ -2,7 +2,8 @@
 //! `fuzz` has a module and a page of its own.
 //!
 //! What always holds: the page says what was run, with which seed, on which machine, and what came of it, failures
-//! included; it is written only after everything ran.
+//! included; it is written only after everything ran; what can be wrong with what was asked for is found before any of
+//! it runs.
 //!
 //! What it must not know: what the tests do with seeds and counts.
 
@@ -10,7 +11,7 @@ use std::fmt::Write;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::parts::Part;
 use crate::steps::seconds;
@@ -69,6 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         [] => &Part::USUAL,
         only => only,
     };
+    let fuzz = prepare_fuzz(&arguments.fuzz, parts)?;
     let has_tiers = parts.iter().any(|part| part.tier().is_some());
     let mut rounds = Vec::new();
     for number in 0..if has_tiers { arguments.rounds } else { 0 } {
@@ -89,18 +91,29 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("Results are in {PAGE_PATH}.");
     }
     let mut stages: Vec<_> = rounds.into_iter().flat_map(|round| round.stages).collect();
-    if parts.contains(&Part::Fuzz) {
+    if let Some(prepared) = fuzz {
         let about = fuzz::Run {
             date: &date,
             commit: &commit,
             machine: &machine,
             seed: first,
         };
-        let outcome = fuzz::run(&arguments.fuzz, about, !arguments.no_page)?;
+        let outcome = fuzz::run(&prepared, &arguments.fuzz, about, !arguments.no_page);
         stages.push(("fuzz", outcome));
     }
     print!("{}", summary::report(&stages));
     Ok(test::verdict(&stages))
+}
+
+/// Builds and chooses what is to be searched, if anything is.
+fn prepare_fuzz(wanted: &fuzz::Wanted, parts: &[Part]) -> Result<Option<fuzz::Prepared>> {
+    match parts.contains(&Part::Fuzz) {
+        true => fuzz::prepare(wanted).map(Some),
+        false if wanted.names_targets() => {
+            bail!("--target names fuzz targets, and nothing is searched without --only fuzz.")
+        }
+        false => Ok(None),
+    }
 }
 
 /// The environment by which tests learn that they have time.
@@ -202,6 +215,22 @@ mod tests {
         assert_eq!(date(Duration::ZERO), "1970-01-01");
         assert_eq!(date(Duration::from_secs(951_782_400)), "2000-02-29");
         assert_eq!(date(Duration::from_secs(1_795_506_574)), "2026-11-24");
+    }
+
+    #[test]
+    fn targets_are_refused_where_nothing_is_searched() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            soak: Arguments,
+        }
+        let prepare = |more: &[&str]| {
+            let words = ["soak", "--only", "unit"].iter().chain(more);
+            let soak = <Line as clap::Parser>::parse_from(words).soak;
+            prepare_fuzz(&soak.fuzz, &soak.only)
+        };
+        assert!(prepare(&[]).is_ok_and(|prepared| prepared.is_none()));
+        assert!(prepare(&["--target", "kernel"]).is_err());
     }
 
     #[test]
