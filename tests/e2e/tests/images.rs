@@ -181,8 +181,8 @@ async fn goes_on(bed: &Bed) {
     let started = client.vm_start(PROJECT, "web").await.unwrap();
     client.operation_wait(&started.id).await.unwrap();
     let lines = said_until(client, READ, before.len() + 1).await;
-    let read = lines.iter().filter_map(|line| DiskRead::parse(line));
-    let read = read.last().unwrap();
+    let mut read = lines.iter().filter_map(|line| DiskRead::parse(line));
+    let read = read.next_back().unwrap();
     assert_eq!((read.number, &*read.outcome), (1, "ok"));
     let mut content = vec![0; read.bytes as usize];
     open().read_exact_at(&mut content, 0).unwrap();
