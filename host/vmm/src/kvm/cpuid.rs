@@ -23,15 +23,8 @@ pub struct CpuFeatures {
 
 /// A saved guest was told of features that are missing here.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "The guest uses CPU features that this host lacks (CPUID {leaf:#x}.{subleaf}, {register}, bits {bits:#x})"
-)]
-pub struct TooFewFeatures {
-    leaf: u32,
-    subleaf: u32,
-    register: &'static str,
-    bits: u32,
-}
+#[error("The guest uses CPU features that this host lacks: {}", .0.join(", "))]
+pub struct TooFewFeatures(Vec<String>);
 
 impl CpuFeatures {
     /// Asks KVM.
@@ -114,45 +107,36 @@ impl CpuFeatures {
         entries
     }
 
-    /// The CPU's vendor, and the names of its features.
-    pub fn names(&self) -> (String, BTreeSet<String>) {
-        feature_names::describe(&self.entries, feature_bits)
+    /// The CPU's vendor, and the names of all features that a guest may have been told of.
+    pub fn offered(&self) -> (String, BTreeSet<String>) {
+        let (vendor, mut names) = needed(&self.entries);
+        // That there are several processors is our doing; older snapshots name it.
+        let several = SEVERAL_PROCESSORS.trailing_zeros();
+        names.insert(feature_names::name(1, 0, 3, several));
+        (vendor, names)
     }
 
     /// Refuses a guest that was told of features which this host lacks.
     pub fn cover(&self, saved: &[kvm_cpuid_entry2]) -> Result<(), TooFewFeatures> {
-        for told in saved {
-            let (leaf, subleaf) = (told.function, told.index);
-            let mask = feature_bits(leaf, subleaf);
-            let same = |entry: &&kvm_cpuid_entry2| (entry.function, entry.index) == (leaf, subleaf);
-            let here = self.entries.iter().find(same);
-            let here = here.map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]);
-            // That there are several processors is our doing.
-            let ours = match (leaf, subleaf) {
-                (1, 0) => [0, 0, 0, SEVERAL_PROCESSORS],
-                _ => [0; 4],
-            };
-            let told = [told.eax, told.ebx, told.ecx, told.edx];
-            for (at, register) in ["eax", "ebx", "ecx", "edx"].into_iter().enumerate() {
-                let bits = told[at] & mask[at] & !here[at] & !ours[at];
-                if bits != 0 {
-                    return Err(TooFewFeatures {
-                        leaf,
-                        subleaf,
-                        register,
-                        bits,
-                    });
-                }
-            }
+        let (needed, offered) = (needed(saved).1, self.offered().1);
+        let missing: Vec<_> = needed.difference(&offered).cloned().collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(TooFewFeatures(missing))
         }
-        Ok(())
     }
 }
 
-/// Which bits of eax, ebx, ecx and edx are features that a guest may use.
+/// The vendor of the CPU that a guest was told of, and the names of the features that it needs wherever it goes.
+pub fn needed(told: &[kvm_cpuid_entry2]) -> (String, BTreeSet<String>) {
+    feature_names::describe(told, feature_bits)
+}
+
+/// Which bits of eax, ebx, ecx and edx are features that a guest may use and a host must have.
 fn feature_bits(leaf: u32, subleaf: u32) -> [u32; 4] {
     match (leaf, subleaf) {
-        (1, 0) => [0, 0, !0, !0],
+        (1, 0) => [0, 0, !0, !SEVERAL_PROCESSORS],
         (7, 0) => [0, !0, !0, !0],
         (7, 1) => [!0, 0, 0, 0],
         (0xd, 0) => [!0, 0, 0, !0],
@@ -197,11 +181,21 @@ mod tests {
         let poor = features(&[(7, 0, [0, 0b0001, 0, 0])]);
         let rich = features(&[(7, 0, [0, 0b1001, 0, 0])]);
         assert_eq!(rich.cover(&poor.entries), Ok(()));
-        let refused = poor
-            .cover(&rich.entries)
-            .err()
-            .map(|e| (e.register, e.bits));
-        assert_eq!(refused, Some(("ebx", 0b1000)));
+        let refused = poor.cover(&rich.entries);
+        assert_eq!(refused, Err(TooFewFeatures(vec!["bmi1".to_owned()])));
+    }
+
+    #[test]
+    fn a_guest_needs_what_it_was_told_and_no_more() {
+        let host = features(&[(1, 0, [0; 4]), (7, 0, [0, 0b1001, 0, 0])]);
+        let guest = features(&[(1, 0, [0; 4]), (7, 0, [0, 0b0001, 0, 0])]);
+        let told = guest.for_vcpu(0, 4);
+        let (_, names) = needed(&told);
+        // Not that it has several processors, which any host can say.
+        assert_eq!(Vec::from_iter(names), ["fsgsbase"]);
+        assert_eq!(host.cover(&told), Ok(()));
+        let several = "cpuid-1.0-edx-28";
+        assert!(host.offered().1.contains(several));
     }
 
     #[test]

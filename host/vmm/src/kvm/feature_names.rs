@@ -76,7 +76,8 @@ pub fn describe(
     (vendor, features)
 }
 
-fn name(leaf: u32, subleaf: u32, register: usize, bit: u32) -> String {
+/// The name of one bit.
+pub fn name(leaf: u32, subleaf: u32, register: usize, bit: u32) -> String {
     let known = NAMES
         .iter()
         .find_map(|(in_leaf, in_subleaf, in_register, first, names)| {

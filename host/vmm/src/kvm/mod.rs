@@ -8,7 +8,7 @@ mod msrs;
 mod vcpu_state;
 mod vm;
 
-pub use cpuid::{CpuFeatures, TooFewFeatures};
+pub use cpuid::{CpuFeatures, TooFewFeatures, needed};
 pub use vcpu_state::VcpuState;
 pub use vm::{MachineState, Message, PINS, Vm};
 

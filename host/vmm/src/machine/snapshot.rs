@@ -16,7 +16,9 @@ use dwcp_snapshot::{
 
 use super::{Boot, Machine, Phase, RequestError};
 use crate::config::{Generation, VCPUS_MAX};
+use crate::kvm::needed;
 use crate::state::{FORMAT, StateError};
+use crate::vcpu::Vcpu;
 
 /// What a shell's memory was laid over with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +48,9 @@ impl Machine {
         order: SnapshotOrder,
     ) -> Result<SnapshotDigest, RequestError> {
         let state = self.save()?;
-        let (vendor, features) = self.vm.features().names();
+        // All were told the same features.
+        let first = self.vcpus.first().map(Vcpu::save).transpose()?;
+        let (vendor, features) = needed(first.as_ref().map_or(&[], |vcpu| vcpu.cpuid()));
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let manifest = Manifest {
             vm: self.config.id.clone(),
@@ -84,7 +88,7 @@ impl Machine {
         self.refuse_unless_empty("be restored")?;
         let layers = layers.into_iter().map(|fd| Snapshot::open(File::from(fd)));
         let chain = Chain::new(layers.collect::<Result<_, _>>()?)?;
-        let (vendor, features) = self.vm.features().names();
+        let (vendor, features) = self.vm.features().offered();
         chain.newest().manifest().fits(&Offer {
             state_format: FORMAT,
             vcpus_max: VCPUS_MAX.into(),
