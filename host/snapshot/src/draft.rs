@@ -1,7 +1,8 @@
 //! Files of a directory that are whole or not there.
 //!
 //! ```text
-//! create        .NAME.N.draft, locked      a crash leaves a draft that nobody holds: sweep removes it
+//! create        .NAME.N.draft, locked      a crash leaves a draft that nobody holds: sweep removes it, and while it
+//!                                          looks at one, it alone has the lock
 //! (write)                                  by whoever has the descriptor
 //! publish       checked, renamed to NAME.snapshot, directory synced
 //! ```
@@ -9,6 +10,7 @@
 //! never changes, because at the moment of its publishing nobody has it open for writing, and its mode lets nobody
 //! open it so.
 
+use std::ffi::CStr;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -17,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
 use crate::{ReadError, Snapshot};
@@ -98,17 +100,19 @@ pub enum DraftError {
 }
 
 fn system(action: &'static str) -> impl FnOnce(Errno) -> DraftError {
-    move |errno| DraftError::System {
-        action,
-        source: errno.into(),
-    }
+    move |errno| failed(action)(errno.into())
+}
+
+fn failed(action: &'static str) -> impl FnOnce(std::io::Error) -> DraftError {
+    move |source| DraftError::System { action, source }
 }
 
 /// A file that is being written, and is removed unless it is published.
 #[derive(Debug)]
 pub struct Draft {
-    file: File,
+    /// Gone before the file, and so removed under its lock: another draft may have the name as soon as it is free.
     entry: Entry,
+    file: File,
 }
 
 /// The draft's name in its directory; removed when dropped.
@@ -124,10 +128,7 @@ impl Draft {
     /// Makes an empty file in a directory.
     pub fn create(directory: BorrowedFd<'_>, name: &SnapshotName) -> Result<Self, DraftError> {
         let kept = directory.try_clone_to_owned();
-        let kept = kept.map_err(|source| DraftError::System {
-            action: "be kept open",
-            source,
-        })?;
+        let kept = kept.map_err(failed("be kept open"))?;
         for number in 0..DRAFTS_MAX {
             let draft_name = name.draft_name(number);
             let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -137,16 +138,18 @@ impl Draft {
                 other => File::from(other.map_err(system("make a file"))?),
             };
             // A sweeper may have come between the two; then the file has no name any more.
-            if !lock(&file) || fstat(&file).map_err(system("show a file"))?.st_nlink == 0 {
+            if file.try_lock_shared().is_err()
+                || fstat(&file).map_err(system("show a file"))?.st_nlink == 0
+            {
                 continue;
             }
             return Ok(Self {
-                file,
                 entry: Entry {
                     directory: kept,
                     name: name.clone(),
                     draft_name,
                 },
+                file,
             });
         }
         Err(DraftError::TooMany(name.clone()))
@@ -159,11 +162,17 @@ impl Draft {
 
     /// Checks that a whole snapshot was written and gives it its name, in place of what had it before.
     pub fn publish(self) -> Result<Snapshot, DraftError> {
-        let Self { file, mut entry } = self;
-        let (directory, draft_name) = (&entry.directory, entry.draft_name.as_str());
+        let Self { file, entry } = self;
         let flags = OFlag::O_RDONLY | SAFELY;
-        let reading = openat(directory, draft_name, flags, Mode::empty());
+        let draft_name = entry.draft_name.as_str();
+        let reading = openat(&entry.directory, draft_name, flags, Mode::empty());
         let reading = File::from(reading.map_err(system("open a draft"))?);
+        // Before the writer's lock goes, and until the draft has another name or none.
+        let locked = reading.try_clone().map_err(failed("open a draft"))?;
+        let shared = locked.try_lock_shared().map_err(std::io::Error::from);
+        shared.map_err(failed("lock a draft"))?;
+        let mut entry = entry;
+        let (directory, draft_name) = (&entry.directory, entry.draft_name.as_str());
         fchmod(&reading, Mode::S_IRUSR).map_err(system("protect a file"))?;
         // The last descriptor that could write, unless somebody was given a copy.
         drop(file);
@@ -176,6 +185,7 @@ impl Draft {
             .map_err(system("name a file"))?;
         fsync(directory).map_err(system("be stored"))?;
         entry.draft_name.clear();
+        locked.unlock().map_err(failed("unlock a draft"))?;
         Ok(snapshot)
     }
 }
@@ -213,10 +223,16 @@ pub fn sweep(directory: BorrowedFd<'_>) -> Result<u64, DraftError> {
         let Ok(file) = openat(directory, name, OFlag::O_RDONLY | SAFELY, Mode::empty()) else {
             continue;
         };
-        if lock(&File::from(file)) {
-            unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)
-                .map_err(system("remove a draft"))?;
-            removed += 1;
+        let file = File::from(file);
+        if file.try_lock().is_err() || !is_named(&file, directory, name) {
+            continue;
+        }
+        match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::ENOENT) => {}
+            result => {
+                result.map_err(system("remove a draft"))?;
+                removed += 1;
+            }
         }
     }
     Ok(removed)
@@ -227,9 +243,13 @@ const SAFELY: OFlag = OFlag::O_CLOEXEC
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_NONBLOCK);
 
-/// Takes the lock of a draft; it lasts as long as the last copy of the descriptor.
-fn lock(file: &File) -> bool {
-    file.try_lock().is_ok()
+/// Whether a file still has its name; it may have been published meanwhile, and another draft begun.
+fn is_named(file: &File, directory: BorrowedFd<'_>, name: &CStr) -> bool {
+    let found = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+    let (Ok(open), Ok(found)) = (fstat(file), found) else {
+        return false;
+    };
+    (open.st_dev, open.st_ino) == (found.st_dev, found.st_ino)
 }
 
 /// A read lease is granted only while nobody has the file open for writing, in any process.

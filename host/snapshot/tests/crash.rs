@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
 use dwcp_snapshot::{
@@ -178,6 +179,42 @@ fn a_draft_under_way_is_not_swept_and_one_given_up_is_gone() {
     assert!(matches!(draft.publish(), Err(DraftError::NotWhole(_))));
     assert_eq!(drafts(directory.path()).len(), 0);
     assert!(open(handle.as_fd(), &name()).is_err());
+}
+
+#[test]
+fn a_sweeper_never_comes_between_a_draft_and_its_publishing() {
+    let directory = tempfile::tempdir().unwrap();
+    let handle = File::open(directory.path()).unwrap();
+    let memory = memory_of(1);
+    let content = Content {
+        manifest: &manifest(&memory, None),
+        state: STATE,
+        memory: &memory,
+        pages: &AllPages,
+        encoding: Encoding::Zstd,
+    };
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::SeqCst) {
+                sweep(handle.as_fd()).unwrap();
+            }
+        });
+        let published = (0..60).try_for_each(|round| {
+            let draft = Draft::create(handle.as_fd(), &name())?;
+            // Some are given up, so that names are used again.
+            if round % 3 == 0 {
+                return Ok(());
+            }
+            write(draft.file(), &content, &mut go_on).unwrap();
+            draft.publish().map(drop)
+        });
+        is_over.store(true, Ordering::SeqCst);
+        assert!(published.is_ok(), "{published:?}");
+    });
+    let snapshot = open(handle.as_fd(), &name()).unwrap();
+    // What is published is nobody's draft any more.
+    snapshot.file().try_lock().unwrap();
 }
 
 #[test]
