@@ -8,7 +8,9 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
-use dwcp_memory::{MemorySize, PAGE_BYTES};
+use dwcp_memory::{MemorySize, PAGE_BYTES, PageIndex};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 use crate::digest::{self, SnapshotDigest};
 use crate::header::{Encoding, HEADER_BYTES, Header};
@@ -212,6 +214,49 @@ impl Snapshot {
                 return Err(ReadError::Stopped);
             }
         }
+        if self.encoding() == Encoding::Raw && self.manifest.base.is_none() {
+            self.verify_gaps(bytes, &mut buffer, progress)?;
+        }
+        Ok(())
+    }
+
+    /// In a raw file, chunks without a record may be mapped with their neighbours, so they must be zeros.
+    fn verify_gaps(
+        &self,
+        bytes: u64,
+        buffer: &mut ChunkBuffer,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let offset_of = |chunk: ChunkIndex| {
+            let pages = chunk.first_page().0.min(self.size.pages());
+            self.encoding().memory_offset() + PageIndex(pages).offset().0
+        };
+        let chunks = ChunkIndex::count(self.size);
+        let recorded = self.table.records().iter().map(|record| record.chunk.0);
+        let mut gap = 0;
+        for next in recorded.chain([chunks]) {
+            let end = offset_of(ChunkIndex(next));
+            let mut at = offset_of(ChunkIndex(gap));
+            while let Some(data) = next_data(&self.file, at, end)? {
+                let within = (data - self.encoding().memory_offset()) / CHUNK_BYTES as u64;
+                let chunk = ChunkIndex(within);
+                at = offset_of(ChunkIndex(within + 1));
+                let run = &mut buffer.pages[..(at - data) as usize];
+                self.file.read_exact_at(run, data)?;
+                if !is_zero(run) {
+                    return Err(ReadError::Damaged(Part::Memory(chunk)));
+                }
+                let so_far = Progress {
+                    chunks_done: chunks,
+                    chunks,
+                    bytes,
+                };
+                if progress(so_far).is_break() {
+                    return Err(ReadError::Stopped);
+                }
+            }
+            gap = next + 1;
+        }
         Ok(())
     }
 
@@ -339,6 +384,22 @@ fn read_table(file: &File, header: &Header, is_full: bool) -> Result<Table, Read
         return Err(ReadError::Damaged(Part::ChunkTable));
     }
     Table::decode(&bytes, header, is_full)
+}
+
+/// Where a file has data next, holes left out, but before `end`.
+fn next_data(file: &File, at: u64, end: u64) -> std::io::Result<Option<u64>> {
+    if at >= end {
+        return Ok(None);
+    }
+    // The place that this moves is used by nobody.
+    let data = match lseek(file, at as i64, Whence::SeekData) {
+        Ok(data) => data as u64,
+        Err(Errno::ENXIO) => return Ok(None),
+        // A file system that knows of no holes.
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => at,
+        Err(errno) => return Err(errno.into()),
+    };
+    Ok((data < end).then_some(data))
 }
 
 /// Reads an area that is known to lie inside the file.

@@ -3,7 +3,11 @@
 
 mod common;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use common::*;
+use dwcp_memory::PAGE_BYTES;
 use dwcp_snapshot::{Chain, ChunkContent, ChunkIndex, Encoding, Part, ReadError, Snapshot};
 use proptest::prelude::*;
 
@@ -114,6 +118,34 @@ fn every_page_of_memory_is_checked() {
             if encoding == Encoding::Raw {
                 assert_eq!(chunk, ChunkIndex(((at - start) >> 21) as u64));
             }
+        }
+    }
+}
+
+#[test]
+fn what_lies_where_a_full_snapshot_has_nothing_is_found() {
+    // Chunks 0 and 3 hold something, 1, 2 and a part of a chunk at the end do not.
+    let mut memory = PlainMemory::zeros(4 * 512 + 100);
+    memory.fill(5, 1);
+    memory.fill(3 * 512 + 5, 1);
+    let (file, _) = write_full(&memory, Encoding::Raw);
+    // Where memory begins in a raw file.
+    let start = 2 << 20;
+    let verify = |file: &File| {
+        Snapshot::open(file.try_clone().unwrap())
+            .unwrap()
+            .verify(&mut go_on)
+    };
+    verify(&file).unwrap();
+    for (page, chunk) in [(512, 1), (3 * 512 - 1, 2), (4 * 512, 4), (4 * 512 + 99, 4)] {
+        for at in [0, PAGE_BYTES as u64 - 1] {
+            let place = start + page * PAGE_BYTES as u64 + at;
+            file.write_all_at(&[1], place).unwrap();
+            let found = damage(&verify(&file).unwrap_err());
+            assert_eq!(found, Some(Part::Memory(ChunkIndex(chunk))), "page {page}");
+            // Zeros that are written are as good as a hole.
+            file.write_all_at(&[0], place).unwrap();
+            verify(&file).unwrap();
         }
     }
 }
