@@ -23,7 +23,7 @@ use std::ops::ControlFlow;
 use dwcp_memory::{DirtyBitmap, FaultChannel, HostMap, MemoryError, PageIndex};
 
 use crate::chain::ChunkContent;
-use crate::mask::{CHUNK_PAGES, ChunkIndex, PageChoice};
+use crate::mask::{ChunkIndex, PageChoice};
 use crate::{Chain, Progress, ReadError};
 
 /// Most ranges that are watched: each may cost two more mappings.
@@ -145,11 +145,9 @@ impl<'a> Filler<'a> {
         self.bring(chunk)?;
         // What is touched next is most likely near.
         self.next = chunk.0 as usize;
-        if self.chain.filled(chunk).is_set(page.0 % CHUNK_PAGES) {
-            self.faults.wake(self.hosts, page, 1)?;
-        } else {
-            self.faults.zero(self.hosts, page, 1)?;
-        }
+        // One that is there stays, and whoever waits goes on. One that is not there holds nothing, or has come before
+        // and was given up by the guest: it would be asked for again and again.
+        self.faults.zero(self.hosts, page, 1)?;
         Ok(())
     }
 

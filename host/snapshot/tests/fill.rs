@@ -7,6 +7,7 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use common::*;
 use dwcp_memory::{
@@ -202,6 +203,54 @@ fn a_fault_is_served_before_the_rest() {
         assert_eq!(guest.join().unwrap(), page(&saved, last));
         assert!(seen_at.unwrap() < 8, "{seen_at:?}");
     });
+}
+
+#[test]
+fn a_page_that_was_given_up_is_zeros_when_it_is_touched_again() {
+    let test = "a_page_that_was_given_up_is_zeros_when_it_is_touched_again";
+    for is_private in [false, true] {
+        let (_, chain) = chain();
+        let Some(watched) = Watched::new(test, chain, is_private) else {
+            return;
+        };
+        let is_given_up = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let guest = scope.spawn(|| {
+                while !is_given_up.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                watched.touch(0)
+            });
+            let (mut calls, mut was_served) = (0, false);
+            let filled = watched.filler().run(&mut |_| {
+                calls += 1;
+                let until = Instant::now() + Duration::from_secs(5);
+                match calls {
+                    // It has come, and the guest has no use for it any more.
+                    1 => {
+                        assert!(watched.arrived.is_set(PageIndex(0)));
+                        watched.memory.zero_pages(PageIndex(0), 1).unwrap();
+                        is_given_up.store(true, Ordering::SeqCst);
+                        while !is_waiting(&watched) {
+                            std::thread::yield_now();
+                        }
+                    }
+                    // The fault was answered before the next chunk came.
+                    2 => {
+                        while !guest.is_finished() && Instant::now() < until {
+                            std::thread::yield_now();
+                        }
+                        was_served = guest.is_finished();
+                    }
+                    _ => {}
+                }
+                ControlFlow::Continue(())
+            });
+            filled.unwrap();
+            assert_eq!(guest.join().unwrap(), [0; PAGE_BYTES]);
+            assert!(was_served);
+        });
+    }
 }
 
 /// Whether a fault is waiting to be read.
