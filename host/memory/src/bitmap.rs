@@ -99,13 +99,9 @@ impl DirtyBitmap {
 
     /// Sets the bits of `count` pages from `first` on; pages outside memory are ignored.
     pub fn set_range(&self, first: PageIndex, count: u64) {
-        let end = first.0.saturating_add(count).min(self.size.pages());
-        let mut page = first.0;
-        while page < end {
-            let in_word = (64 - page % 64).min(end - page);
-            let bits = (u64::MAX >> (64 - in_word)) << (page % 64);
-            self.or_word((page / 64) as usize, bits);
-            page += in_word;
+        let inside = self.size.pages().saturating_sub(first.0);
+        for (word, bits) in words_of(first, count.min(inside)) {
+            self.or_word(word, bits);
         }
     }
 
@@ -208,4 +204,20 @@ impl DirtyBitmap {
     fn file_bytes(size: MemorySize) -> u64 {
         (size.pages().div_ceil(64) * 8).next_multiple_of(PAGE_BYTES as u64)
     }
+}
+
+/// The words, and the bits in each, that stand for `count` pages from `first` on.
+pub(crate) fn words_of(first: PageIndex, count: u64) -> impl Iterator<Item = (usize, u64)> {
+    let end = first.0.saturating_add(count);
+    let mut page = first.0;
+    std::iter::from_fn(move || {
+        if page >= end {
+            return None;
+        }
+        let in_word = (64 - page % 64).min(end - page);
+        let bits = (u64::MAX >> (64 - in_word)) << (page % 64);
+        let word = (page / 64) as usize;
+        page += in_word;
+        Some((word, bits))
+    })
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 
+use crate::bitmap::words_of;
 use crate::{DirtyBitmap, MemoryOffset, MemorySize, PageIndex};
 
 /// The log as one region of guest memory sees it: offsets count from the region's start. Cheap to clone.
@@ -65,9 +66,9 @@ impl DeviceLog {
         if !self.shared.tracking.load(Ordering::SeqCst) {
             return;
         }
-        let end = first.0.saturating_add(count).min(self.shared.size.pages());
-        for page in first.0..end {
-            self.shared.words[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::SeqCst);
+        let inside = self.shared.size.pages().saturating_sub(first.0);
+        for (word, bits) in words_of(first, count.min(inside)) {
+            self.shared.words[word].fetch_or(bits, Ordering::SeqCst);
         }
     }
 

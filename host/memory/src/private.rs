@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 
+use crate::bitmap::words_of;
 use crate::memfd::{data_runs, is_guest_memory, is_template};
 use crate::{DirtyBitmap, HostMap, MemoryError, MemorySize, PAGE_BYTES, PageIndex};
 
@@ -279,20 +280,4 @@ impl Pages {
             }
         }
     }
-}
-
-/// The words, and the bits in each, that stand for `count` pages from `first` on.
-fn words_of(first: PageIndex, count: u64) -> impl Iterator<Item = (usize, u64)> {
-    let end = first.0.saturating_add(count);
-    let mut page = first.0;
-    std::iter::from_fn(move || {
-        if page >= end {
-            return None;
-        }
-        let in_word = (64 - page % 64).min(end - page);
-        let bits = (u64::MAX >> (64 - in_word)) << (page % 64);
-        let word = (page / 64) as usize;
-        page += in_word;
-        Some((word, bits))
-    })
 }
