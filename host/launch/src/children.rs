@@ -150,7 +150,12 @@ impl Children {
     }
 
     /// The networks that VMs are on.
-    pub fn networks(&mut self) -> &mut Networks {
+    pub fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
+    /// The networks that VMs are on, to be changed.
+    pub fn networks_mut(&mut self) -> &mut Networks {
         &mut self.networks
     }
 

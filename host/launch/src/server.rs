@@ -1,4 +1,5 @@
-//! The launcher's loop: one thread that waits for clients, for children's ends and for a signal to stop.
+//! The launcher's loop: one thread that waits for clients, for children's ends, for others' changes of the packet
+//! filter and for a signal to stop.
 //!
 //! Nothing in here blocks on a client: half a message, or a client that does not read, is dropped after
 //! [`PEER_TIMEOUT`]. A client that sends nothing may stay.
@@ -55,6 +56,7 @@ enum Event {
     Client,
     Connection(u64),
     End(ChildId),
+    Rules,
 }
 
 impl Server {
@@ -87,13 +89,16 @@ impl Server {
                     Event::Client => self.accept(),
                     Event::Connection(number) => self.serve(number),
                     Event::End(id) => self.tell_end(&id),
+                    // Below, where time may be the reason too.
+                    Event::Rules => {}
                 }
             }
+            self.children.networks_mut().keep_rules();
             self.drop_overdue();
         }
     }
 
-    /// Waits until something can be done, or the first client is overdue.
+    /// Waits until something can be done, the first client is overdue, or rules are to be looked at.
     fn wait(&self) -> Result<Vec<Event>, Errno> {
         let mut fds: Vec<PollFd<'_>> = Vec::new();
         let mut events = Vec::new();
@@ -102,6 +107,9 @@ impl Server {
             events.push(event);
         };
         add(self.signals.as_fd(), PollFlags::POLLIN, Event::Stop);
+        if let Some(fd) = self.children.networks().changes() {
+            add(fd, PollFlags::POLLIN, Event::Rules);
+        }
         for (id, fd) in self.children.ends() {
             add(fd, PollFlags::POLLIN, Event::End(id.clone()));
         }
@@ -123,10 +131,11 @@ impl Server {
 
     fn timeout(&self) -> PollTimeout {
         let since = self.connections.values().filter_map(|c| c.waiting_since);
-        let Some(first) = since.min() else {
+        let ends = since.map(|since| since + PEER_TIMEOUT);
+        let Some(first) = ends.chain(self.children.networks().rests_until()).min() else {
             return PollTimeout::NONE;
         };
-        let left = (first + PEER_TIMEOUT).saturating_duration_since(Instant::now());
+        let left = first.saturating_duration_since(Instant::now());
         // Rounded up, so that the wait does not end before the time has come.
         PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
     }
@@ -334,11 +343,11 @@ fn carry_out(
         Request::Kill { id } => children.kill(&id).map(|()| Reply::Done),
         Request::Forget { id } => children.forget(&id).map(|()| Reply::Done),
         Request::EnsureNetwork { name, kind, subnet } => {
-            let network = children.networks().ensure(&name, kind, subnet)?;
+            let network = children.networks_mut().ensure(&name, kind, subnet)?;
             Ok(Reply::Network { network })
         }
         Request::RemoveNetwork { name } => {
-            children.networks().remove(&name)?;
+            children.networks_mut().remove(&name)?;
             Ok(Reply::Done)
         }
         // Answered where the connection's phase is known.

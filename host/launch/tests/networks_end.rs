@@ -447,7 +447,7 @@ fn a_host_forwards_nothing_else_than_before() {
     outside_hears(0);
     bed.host.run(
         "/usr/sbin/nft",
-        &["delete", "table", "ip", "dwcp-forwarding"],
+        &["flush", "table", "ip", "dwcp-forwarding"],
     );
     outside_hears(1);
 }

@@ -86,6 +86,9 @@ pub enum NetworkError {
         #[source]
         source: NetlinkError,
     },
+    /// What rules there are could not be asked.
+    #[error("The packet filter could not be asked for its tables")]
+    Tables(#[source] NetlinkError),
     /// The tap could not be made.
     #[error("The tap {name} could not be made; the kernel needs tun")]
     Tap {

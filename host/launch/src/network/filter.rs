@@ -1,4 +1,4 @@
-//! Who is behind which tap, told to the rules: elements of one nftables set, over nfnetlink.
+//! Who is behind which tap, told to the rules: elements of one nftables set, over nfnetlink; and what tables there are.
 //!
 //! The rules themselves are text (`rules`) and are set by a program (`nft`), once a network. Taps come and go with
 //! VMs, in the time of one system call instead of a process's. What always holds: without its element, nothing that
@@ -10,13 +10,16 @@ use dwcp_launch::address::Mac;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{Message, Netlink, NetlinkError};
+use super::forwarding::GUARD;
+use super::netlink::{Message, Netlink, NetlinkError, attributes};
 
 /// The set's name in the rules.
 pub const SET: &str = "nics";
 
 const INTERFACE_NAME_BYTES: usize = 16;
 // linux/netfilter/nf_tables.h, where the libc crate has no name for them.
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -33,6 +36,24 @@ pub struct Identity<'a> {
     pub mac: Mac,
     /// From which it may send.
     pub address: Ipv4Addr,
+}
+
+/// A table that there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Its family, `NFPROTO_…`.
+    pub family: u8,
+    /// Its name, of which there is one in a family.
+    pub name: String,
+    /// Its number, which no other table of this network namespace ever has.
+    pub handle: u64,
+}
+
+impl Table {
+    /// Whether it is the one of `forwarding`.
+    pub fn is_guard(&self) -> bool {
+        i32::from(self.family) == libc::NFPROTO_IPV4 && self.name == GUARD
+    }
 }
 
 /// The kernel's tables.
@@ -62,6 +83,17 @@ impl Filter {
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
             other => other,
         }
+    }
+
+    /// Every table of this network namespace.
+    pub fn tables(&mut self) -> Result<Vec<Table>, NetlinkError> {
+        let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | libc::NFT_MSG_GETTABLE) as u16;
+        let mut tables = Vec::new();
+        let family = libc::NFPROTO_UNSPEC as u8;
+        self.netlink.list(kind, &header(family, 0), |entry| {
+            tables.push(read_table(entry));
+        })?;
+        Ok(tables)
     }
 
     fn change(
@@ -101,6 +133,26 @@ impl Filter {
 fn header(family: u8, resource: u16) -> [u8; 4] {
     let [high, low] = resource.to_be_bytes();
     [family, 0, high, low]
+}
+
+fn read_table(entry: &[u8]) -> Table {
+    let mut found = Table {
+        family: entry.first().copied().unwrap_or_default(),
+        ..Table::default()
+    };
+    for (kind, value) in attributes(entry.get(4..).unwrap_or_default()) {
+        match kind {
+            NFTA_TABLE_NAME => {
+                let name = value.split(|byte| *byte == 0).next().unwrap_or_default();
+                found.name = String::from_utf8_lossy(name).into_owned();
+            }
+            NFTA_TABLE_HANDLE => {
+                found.handle = value.try_into().map(u64::from_be_bytes).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// The set's key: interface name, MAC and IPv4 address, each padded to whole words. The second is for DHCP and for

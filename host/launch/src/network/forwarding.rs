@@ -2,8 +2,8 @@
 //!
 //! What always holds: a host that forwarded nothing before forwards nothing but launchers' networks afterwards. The
 //! kernel has one switch for all interfaces, so while it is on because of us, the table [`GUARD`] drops the rest. The
-//! table is also the note that it was us. A host that forwards already is left as it is. Several launchers in one
-//! network namespace share the table; the last one takes it away.
+//! table is also the note that it was us, for a launcher that was started since. A host that forwards already is left
+//! as it is. Several launchers in one network namespace share the table; the last one takes it away.
 
 use std::fs;
 use std::io;
@@ -27,24 +27,36 @@ pub enum ForwardingError {
     Switch(#[from] io::Error),
 }
 
-/// Makes the host forward.
-pub fn turn_on(nft: &Nft) -> Result<(), ForwardingError> {
+/// Makes the host forward; answers whether it does so because of launchers.
+pub fn turn_on(nft: &Nft) -> Result<bool, ForwardingError> {
     if fs::read_to_string(SWITCH)?.trim() != "0" {
-        return Ok(());
+        return is_guarded(nft);
     }
-    nft.apply(&rules::guard())?;
+    guard(nft)?;
     fs::write(SWITCH, "1")?;
+    Ok(true)
+}
+
+/// Sets the guard, which may be there.
+pub fn guard(nft: &Nft) -> Result<(), ForwardingError> {
+    Ok(nft.apply(&rules::guard())?)
+}
+
+/// Makes the host forward no more, if it was launchers who made it: the caller knows, or the guard says so. For when no
+/// launcher has a NAT network any more.
+pub fn turn_off(nft: &Nft, was_us: bool) -> Result<(), ForwardingError> {
+    if was_us || is_guarded(nft)? {
+        fs::write(SWITCH, "0")?;
+        nft.apply(&rules::unguard())?;
+    }
     Ok(())
 }
 
-/// Makes the host forward no more, if it was us who made it. For when no launcher has a NAT network any more.
-pub fn turn_off(nft: &Nft) -> Result<(), ForwardingError> {
-    // Listing fails when there is no such table: then it was not us.
+fn is_guarded(nft: &Nft) -> Result<bool, ForwardingError> {
+    // Listing fails when there is no such table.
     match nft.apply(&format!("list table ip {GUARD}\n")) {
-        Err(NftError::Refused(_) | NftError::Missing { .. }) => return Ok(()),
-        other => other?,
+        Ok(()) => Ok(true),
+        Err(NftError::Refused(_) | NftError::Missing { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    fs::write(SWITCH, "0")?;
-    nft.apply(&rules::unguard())?;
-    Ok(())
 }

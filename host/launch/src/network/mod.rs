@@ -12,6 +12,7 @@
 mod error;
 mod filter;
 mod forwarding;
+mod keep;
 mod links;
 mod lock;
 mod names;
@@ -20,6 +21,7 @@ mod nft;
 mod rules;
 mod subnets;
 mod tap;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,6 +45,7 @@ use netlink::NetlinkError;
 pub use nft::Nft;
 use nft::NftError;
 use rules::Ruled;
+use watch::Watch;
 
 /// How long a launcher that is just starting may have the names that another one wants.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -54,6 +57,10 @@ pub struct Networks {
     nft: Nft,
     networks: BTreeMap<NetworkName, Network>,
     nics: Vec<Nic>,
+    /// Handles of the tables that were set last.
+    rules: Vec<u64>,
+    /// Whether this host forwards because of launchers; remembered, because the guard may be gone.
+    forwards: bool,
     // Dropped last: until then the names are ours.
     kernel: Option<Kernel>,
 }
@@ -82,6 +89,7 @@ struct Nic {
 struct Kernel {
     links: Links,
     filter: Filter,
+    watch: Watch,
     _lock: Lock,
 }
 
@@ -93,6 +101,8 @@ impl Networks {
             nft,
             networks: BTreeMap::new(),
             nics: Vec::new(),
+            rules: Vec::new(),
+            forwards: false,
             kernel: None,
         };
         match networks.take_hold(Duration::ZERO) {
@@ -143,13 +153,14 @@ impl Networks {
         self.networks.remove(name);
         // Rules about a bridge that is gone let nothing pass, and the next change replaces them.
         let result = if self.networks.is_empty() {
-            self.nft.apply(&rules::remove(&self.prefix))
+            let removed = self.nft.apply(&rules::remove(&self.prefix));
+            removed.map_err(NetworkError::Rules)
         } else {
             self.apply_rules()
         };
         match result {
             // Without the program there were never any.
-            Ok(()) | Err(NftError::Missing { .. }) => {}
+            Ok(()) | Err(NetworkError::Rules(NftError::Missing { .. })) => {}
             Err(error) => tell("Rules about a removed network stay", &error),
         }
         self.stop_forwarding();
@@ -270,11 +281,15 @@ impl Networks {
             mac: spec.mac,
             address: spec.address.address(),
         };
-        let told = filter.add(&table, identity);
-        told.map_err(|source| NetworkError::Filter {
-            tap: tap.clone(),
-            source,
-        })?;
+        match filter.add(&table, identity) {
+            Ok(()) => {}
+            // Somebody removed the rules. Those that are set now know this tap too.
+            Err(error) if error.errno() == Some(Errno::ENOENT) => {
+                self.rules.clear();
+                self.put_back()?;
+            }
+            Err(source) => return Err(NetworkError::Filter { tap, source }),
+        }
         let port = Port {
             link: index,
             bridge,
@@ -282,6 +297,7 @@ impl Networks {
             isolated,
             alias: &format!("dwcp: interface {number} of {id}"),
         };
+        let links = &mut self.take_hold(PATIENCE)?.links;
         let ported = links.add_port(&port).map_err(failed);
         self.nics[place].index = Some(index);
         ported?;
@@ -394,44 +410,9 @@ impl Networks {
         }
         links.set_up(index).map_err(failed)?;
         if address.is_some() {
-            forwarding::turn_on(&self.nft)?;
+            self.start_forwarding()?;
         }
         Ok(())
-    }
-
-    fn apply_rules(&self) -> Result<(), NftError> {
-        let networks: Vec<_> = self.networks.values().map(Network::ruled).collect();
-        let identities: Vec<_> = self.nics.iter().map(Nic::identity).collect();
-        self.nft
-            .apply(&rules::replace(&self.prefix, &networks, &identities))
-    }
-
-    /// Turns forwarding off when no launcher of this namespace has a NAT network any more.
-    fn stop_forwarding(&mut self) {
-        let is_nat = |network: &Network| network.kind == NetworkKind::Nat;
-        if self.networks.values().any(is_nat) {
-            return;
-        }
-        let result = self.others_have_networks().and_then(|others| match others {
-            true => Ok(()),
-            false => Ok(forwarding::turn_off(&self.nft)?),
-        });
-        if let Err(error) = result {
-            tell("This host still forwards IPv4", &error);
-        }
-    }
-
-    fn others_have_networks(&mut self) -> Result<bool, NetworkError> {
-        let prefix = self.prefix.clone();
-        let links = self
-            .take_hold(PATIENCE)?
-            .links
-            .all()
-            .map_err(NetworkError::Links)?;
-        let mut others = links
-            .iter()
-            .filter(|link| prefix.role(&link.name).is_none());
-        Ok(others.any(|link| link.group == GROUP))
     }
 
     /// Takes the names if nobody has them, and clears away what has them.
@@ -443,6 +424,7 @@ impl Networks {
             let kernel = Kernel {
                 links: Links::open().map_err(NetworkError::Links)?,
                 filter: Filter::open().map_err(NetworkError::Links)?,
+                watch: Watch::open().map_err(NetworkError::Links)?,
                 _lock: lock,
             };
             self.kernel = Some(kernel);

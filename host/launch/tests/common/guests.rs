@@ -82,20 +82,21 @@ impl Bed {
 
     /// Takes away what looks at frames from taps.
     pub fn open_bridges(&self) {
-        self.delete_table("bridge");
+        self.empty_table("bridge");
     }
 
     /// Takes away what looks at packets to and through the host.
     pub fn open_host(&self) {
-        self.delete_table("inet");
+        self.empty_table("inet");
         // It is not there when no NAT network is.
-        let guard = ["delete", "table", "ip", "dwcp-forwarding"];
+        let guard = ["flush", "table", "ip", "dwcp-forwarding"];
         let mut nft = self.host.command("/usr/sbin/nft");
         let _ = nft.args(guard).output();
     }
 
-    fn delete_table(&self, family: &str) {
-        let arguments = ["delete", "table", family, &self.prefix];
+    /// A table that is gone would be put back.
+    fn empty_table(&self, family: &str) {
+        let arguments = ["flush", "table", family, &self.prefix];
         self.host.run("/usr/sbin/nft", &arguments);
     }
 

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dwcp_launch::protocol::{ChildId, ChildState, Side};
@@ -51,6 +52,7 @@ pub struct Launcher {
     pub process: Process,
     pub directory: tempfile::TempDir,
     pub groups: Vec<PathBuf>,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Launcher {
@@ -108,6 +110,7 @@ impl Launcher {
             process,
             directory,
             groups: Vec::new(),
+            log: Arc::default(),
         };
         // It says one line when it serves.
         let mut line = String::new();
@@ -119,9 +122,11 @@ impl Launcher {
             .map(PathBuf::from)
             .collect();
         println!("launcher: {}", line.trim());
+        let kept = launcher.log.clone();
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
                 println!("launcher: {line}");
+                kept.lock().unwrap().push(line);
             }
         });
         launcher
@@ -141,6 +146,12 @@ impl Launcher {
         let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO).unwrap();
         fds[0].revents().unwrap().contains(PollFlags::POLLHUP)
+    }
+
+    /// How many lines it has said with this in them, since it serves.
+    pub fn said(&self, text: &str) -> usize {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|line| line.contains(text)).count()
     }
 
     /// Its open descriptors.
