@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use dwcp_control::names::Name;
 use dwcp_control::records::{
     AuditCheckpoint, AuditRecord, Binding, Decision, Event, Host, HostAdd, Image, MarketplaceItem,
-    MigrateRequest, Migration, Operation, Plugin, PluginInstall, Policy, Template, Vm, VmCreate,
+    MigrateRequest, Migration, Operation, Plugin, PluginInstall, Policy, RestoreRequest, Snapshot,
+    SnapshotCreate, Template, Vm, VmCreate,
 };
 use futures::Stream;
 use serde::{Deserialize, Serialize};
@@ -225,6 +226,29 @@ pub trait Service: Send + Sync + 'static {
         name: &Name,
         request: MigrateRequest,
     ) -> Answer<Operation>;
+
+    /// Lets one that does not run go on from a snapshot of it.
+    async fn vm_restore(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        request: RestoreRequest,
+    ) -> Answer<Operation>;
+
+    /// Snapshots of a project.
+    async fn snapshot_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Snapshot>>;
+    /// One, by name.
+    async fn snapshot_get(&self, project: &Name, name: &Name) -> Answer<Versioned<Snapshot>>;
+    /// Takes one of a running machine; it exists when the operation is done.
+    async fn snapshot_create(
+        &self,
+        who: &Principal,
+        project: &Name,
+        request: SnapshotCreate,
+    ) -> Answer<Operation>;
+    /// Deletes one; refused while disks stand on it.
+    async fn snapshot_delete(&self, who: &Principal, project: &Name, name: &Name) -> Answer<()>;
 
     /// Migrations from and to this host, of a project, newest first.
     async fn migration_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Migration>>;

@@ -12,9 +12,11 @@ use crate::names::Name;
 
 mod hardware;
 mod journal;
+mod snapshot;
 
 pub use hardware::{DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
 pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
+pub use snapshot::{Origin, RestoreRequest, Snapshot, SnapshotCreate};
 
 /// Identifies a virtual machine for ever, wherever it runs and whatever it is called: a UUID, version 7.
 pub type VmId = String;
@@ -94,6 +96,10 @@ pub struct VmCreate {
     /// Virtual CPUs; overrides a template's (default 1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// A snapshot to go on from instead of booting: the machine is what that one's was, with memory and disks of its own
+    /// that begin as they are in the snapshot. Only name, restart policy and labels can be its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Name>,
     /// A disk image to boot, by digest: it becomes the disk `root`, and kernel, initial RAM disk and command line are the
     /// ones found in it unless others are given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,6 +163,9 @@ pub struct Vm {
     /// The placement decision that chose the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// The snapshot that it went on from last, and that its disks stand on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// What the owner wants.

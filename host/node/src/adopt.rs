@@ -24,6 +24,8 @@ use crate::vms::verdict;
 const KEEP: Duration = Duration::from_millis(500);
 /// Rounds of the keeper between two looks at what can be dropped.
 const ROUNDS_TO_TIDY: u32 = 600;
+/// Why a machine does not run that was being restored when its host went.
+const CUT_OFF: &str = "what was to start it was cut off: it is as it was before";
 /// Migrations and operations whose records are kept.
 const RECORDS_MAX: usize = 1_000;
 
@@ -146,6 +148,15 @@ impl Node {
                         let message = format!("{} goes on here under epoch {epoch}", vm.name);
                         self.events.emit("vm.resumed", &at, message).await;
                     }
+                    // What was being restored is nothing that the store knows of yet.
+                    Phase::Idle | Phase::Loaded if !wanted => {
+                        self.launcher.end(&vm.id).await?;
+                        return self.phase(&vm.id, VmPhase::Stopped, CUT_OFF).await;
+                    }
+                    Phase::Idle if vm.origin.is_some() && vm.started_ms == 0 => {
+                        self.launcher.end(&vm.id).await?;
+                        return self.start_held(&vm.id).await;
+                    }
                     Phase::Idle | Phase::Loaded => {
                         self.vmm(&vm.id, move |vmm| vmm.run(epoch)).await?;
                     }
@@ -169,6 +180,7 @@ impl Node {
                     self.start_again(&vm.id).await
                 }
                 VmPhase::Starting | VmPhase::Stopped if wanted => self.start_held(&vm.id).await,
+                VmPhase::Starting => self.phase(&vm.id, VmPhase::Stopped, CUT_OFF).await,
                 VmPhase::Crashed if wanted => self.start_again(&vm.id).await,
                 _ => Ok(()),
             },

@@ -4,8 +4,8 @@ use dwcp_api::Fault;
 use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    Desired, DiskSpec, GuestSetup, Placement, RestartPolicy, Template, Vm, VmCreate, VmPhase,
-    VmSpec,
+    Desired, DiskSpec, GuestSetup, Origin, Placement, RestartPolicy, Template, Vm, VmCreate,
+    VmPhase, VmSpec,
 };
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
@@ -27,12 +27,14 @@ pub(crate) async fn create(
 ) -> Answer<(Vm, Vec<String>)> {
     let at = object(project, &request.name);
     let id = uuid::Uuid::now_v7().to_string();
+    let _uses = node.snapshot_uses.read().await;
     let Wanted {
         mut spec,
         template,
         near,
         networks,
-    } = specification(node, &request, &at).await?;
+        origin,
+    } = specification(node, project, &request, &at).await?;
     vms::check(&spec)?;
     hardware::check_cards(networks.len())?;
     hardware::check_setup(&spec, &id, &request.name)?;
@@ -71,6 +73,7 @@ pub(crate) async fn create(
         created_ms: now_ms(),
         started_ms: 0,
         placement,
+        origin,
     };
     node.record_vm(&vm).await?;
     Ok((vm, warnings))
@@ -120,10 +123,27 @@ struct Wanted {
     near: Option<String>,
     /// The networks it is to be on.
     networks: Vec<Name>,
+    /// The snapshot it goes on from.
+    origin: Option<Origin>,
 }
 
 /// The template's specification, if there is one, under what the request says itself.
-async fn specification(node: &Node, request: &VmCreate, at: &str) -> Answer<Wanted> {
+async fn specification(
+    node: &Node,
+    project: &Name,
+    request: &VmCreate,
+    at: &str,
+) -> Answer<Wanted> {
+    if let Some(name) = &request.snapshot {
+        let (spec, origin) = node.machine_of(project, name, request).await?;
+        return Ok(Wanted {
+            spec,
+            template: None,
+            near: None,
+            networks: Vec::new(),
+            origin: Some(origin),
+        });
+    }
     let (base, template, near) = match &request.template {
         Some(asked) => {
             let template = find(node, asked).await?;
@@ -169,6 +189,7 @@ async fn specification(node: &Node, request: &VmCreate, at: &str) -> Answer<Want
         template,
         near,
         networks: request.networks.clone().unwrap_or(networks),
+        origin: None,
     })
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use dwcp_api::service::Answer;
 use dwcp_control::Name;
 use dwcp_control::records::{
-    DiskFormat, DiskSpec, GuestSetup, Image, NetworkSpec, Vm, VmCreate, VmPhase, VmSpec,
+    DiskFormat, DiskSpec, GuestSetup, Image, NetworkSpec, Origin, Vm, VmCreate, VmPhase, VmSpec,
 };
 use dwcp_image::{seed, volume};
 use dwcp_launch::address::Ipv4Prefix;
@@ -333,17 +333,20 @@ impl Node {
         let mut layers = Vec::new();
         let mut files = Vec::new();
         if !disk.read_only {
-            let format = match disk.image {
-                Some(_) => Layer::Qcow2,
-                None => Layer::Raw,
-            };
-            layers.push(format);
-            files.push(alone(volume(dir, vm, disk, format)?, disk)?);
-            let length = match format {
+            let own = own_file(disk, vm.origin.as_ref());
+            layers.push(own.format);
+            files.push(alone(volume(dir, vm, disk, &own)?, disk)?);
+            let length = match own.format {
                 Layer::Raw => disk.size_bytes,
                 Layer::Qcow2 => disk.size_bytes + disk.size_bytes / 32 + TABLES_BYTES,
             };
             hardware.file_bytes = hardware.file_bytes.max(length);
+            for snapshot in self.below(vm).await? {
+                let kept = own_file(disk, snapshot.origin.as_ref());
+                layers.push(kept.format);
+                let path = self.snapshot_dir(&snapshot.id).join(kept.kept_name);
+                files.push(File::open(path).map_err(internal)?);
+            }
         }
         if let Some(digest) = &disk.image {
             let image = self.disk_image(digest).await?;
@@ -363,17 +366,41 @@ impl Node {
     }
 }
 
-/// Opens the file of a machine's disk; makes it if the machine has never run.
-fn volume(dir: &Path, vm: &Vm, disk: &DiskSpec, format: Layer) -> Answer<File> {
-    let ending = match format {
-        Layer::Raw => "raw",
-        Layer::Qcow2 => "qcow2",
+/// The file that a machine writes a disk to.
+pub(crate) struct OwnFile {
+    /// Its name among the machine's files.
+    pub name: String,
+    /// Its name in a snapshot.
+    pub kept_name: String,
+    pub format: Layer,
+}
+
+/// What a disk is written to by a machine that went on from `origin`, or from nothing. One that stands on something is
+/// an overlay, and one of another restore another file.
+pub(crate) fn own_file(disk: &DiskSpec, origin: Option<&Origin>) -> OwnFile {
+    let (format, ending) = match (&disk.image, origin) {
+        (None, None) => (Layer::Raw, "raw"),
+        _ => (Layer::Qcow2, "qcow2"),
     };
-    let path = dir.join(format!("disk-{}.{ending}", disk.name));
+    let kept_name = format!("disk-{}.{ending}", disk.name);
+    let name = match origin {
+        None => kept_name.clone(),
+        Some(origin) => format!("disk-{}.{}.{ending}", disk.name, origin.restore),
+    };
+    OwnFile {
+        name,
+        kept_name,
+        format,
+    }
+}
+
+/// Opens the file of a machine's disk; makes it if the machine has never run.
+fn volume(dir: &Path, vm: &Vm, disk: &DiskSpec, own: &OwnFile) -> Answer<File> {
+    let path = dir.join(&own.name);
     let open = || File::options().read(true).write(true).open(&path);
     match open() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && vm.started_ms == 0 => {
-            make_volume(&path, disk.size_bytes, format).map_err(internal)?;
+            make_volume(&path, disk.size_bytes, own.format).map_err(internal)?;
             open().map_err(internal)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(conflict(format!(

@@ -128,6 +128,8 @@ impl Incoming {
         vm.host = node.config.name.clone();
         vm.epoch = epoch;
         vm.started_ms = 0;
+        // It comes as it runs, whatever it once went on from.
+        vm.origin = None;
         let unchanged = match &found {
             Some(found) => Compare::unchanged(node.records.ownership.key(&vm.id), found.revision),
             None => Compare::absent(node.records.ownership.key(&vm.id)),

@@ -55,6 +55,8 @@ pub struct Node {
     /// Held while an image is looked into and recorded, or deleted: one reader at a time, and no file goes from under a
     /// record.
     pub(crate) image_changes: tokio::sync::Mutex<()>,
+    /// Held, shared, while a machine is made to go on from a snapshot; alone while one is deleted.
+    pub(crate) snapshot_uses: tokio::sync::RwLock<()>,
     /// Held while addresses are chosen, until the machine that gets them is recorded.
     pub(crate) addresses: tokio::sync::Mutex<()>,
     /// Serialises starts, stops and ends of one machine.
@@ -106,6 +108,7 @@ impl Node {
             sessions: Arc::new(tokio::sync::Semaphore::new(peers::SESSIONS_MAX)),
             promise: tokio::sync::Mutex::new(()),
             image_changes: tokio::sync::Mutex::new(()),
+            snapshot_uses: tokio::sync::RwLock::new(()),
             addresses: tokio::sync::Mutex::new(()),
             life: Mutex::new(HashMap::new()),
         });
@@ -113,6 +116,9 @@ impl Node {
         let exits = node.launcher.exits();
         if let Err(fault) = node.drop_unrecorded_images().await {
             tracing::error!("images are not looked through: {fault}");
+        }
+        if let Err(fault) = node.drop_unrecorded_snapshots().await {
+            tracing::error!("snapshots are not looked through: {fault}");
         }
         node.adopt().await;
         node.clone().follow_exits(exits);

@@ -145,6 +145,14 @@ impl Node {
         if let Some(user) = templates.map_err(record)?.iter().find(|t| used(&t.value)) {
             return Err(conflict(format!("Template {} uses it", user.value.name)));
         }
+        let snapshots = self.records.all(&self.records.snapshots).await;
+        let snapshots = snapshots.map_err(record)?;
+        if let Some(user) = snapshots.iter().find(|kept| uses(&kept.value.spec)) {
+            return Err(conflict(format!(
+                "Snapshot {} in project {} uses it",
+                user.value.name, user.value.project
+            )));
+        }
         let images = self.records.all(&self.records.images).await;
         let boots = |disk: &dwcp_control::records::DiskImage| {
             [&disk.kernel, &disk.initrd].contains(&&Some(digest.to_owned()))

@@ -8,8 +8,8 @@ use dwcp_api::{Fault, Principal, Service};
 use dwcp_control::Name;
 use dwcp_control::records::{
     AuditCheckpoint, AuditRecord, Binding, Decision, Desired, Event, Host, HostAdd, Image,
-    MarketplaceItem, MigrateRequest, Migration, Operation, Plugin, PluginInstall, Policy, Template,
-    Vm, VmCreate, VmPhase,
+    MarketplaceItem, MigrateRequest, Migration, Operation, Plugin, PluginInstall, Policy,
+    RestoreRequest, Snapshot, SnapshotCreate, Template, Vm, VmCreate, VmPhase,
 };
 use serde_json::json;
 
@@ -18,7 +18,7 @@ use crate::identity::{Came, Strangers};
 use crate::node::Node;
 use crate::peers;
 use crate::state::{Kept, now_ms, object, page, versioned};
-use crate::{consoles, create};
+use crate::{consoles, create, snapshots};
 
 /// How long answers are kept under an idempotency key, ms.
 pub(crate) const REMEMBER_MS: u64 = 24 * 3600 * 1000;
@@ -314,6 +314,69 @@ impl Service for Node {
         let at = object(project, name);
         let begun = self.begin_migration(who, project, name, &request).await;
         self.audited(who, "vm.migrate", &at, json!(request), begun)
+            .await
+    }
+
+    async fn vm_restore(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        request: RestoreRequest,
+    ) -> Answer<Operation> {
+        let at = object(project, name);
+        let checked = self.check_restore(project, name, &request.snapshot).await;
+        let vm = self
+            .audited(who, "vm.restore", &at, json!(request), checked)
+            .await?;
+        let begun = self.operations.begin("vm.restore", &at, "restoring").await;
+        let (operation, running) = begun?;
+        let node = self.arc()?;
+        tokio::spawn(async move {
+            running
+                .end(&node.restore(&vm.id, &request.snapshot).await)
+                .await;
+        });
+        Ok(operation)
+    }
+
+    async fn snapshot_list(&self, project: &Name, request: PageRequest) -> Answer<Page<Snapshot>> {
+        let prefix = format!("{project}/");
+        page(&self.records.snapshots, &prefix, request, |found| {
+            found.value
+        })
+        .await
+    }
+
+    async fn snapshot_get(&self, project: &Name, name: &Name) -> Answer<Versioned<Snapshot>> {
+        Ok(versioned(self.find_snapshot(project, name).await?))
+    }
+
+    async fn snapshot_create(
+        &self,
+        who: &Principal,
+        project: &Name,
+        request: SnapshotCreate,
+    ) -> Answer<Operation> {
+        let at = snapshots::object(project, &request.name);
+        let checked = self.check_snapshot(project, &request).await;
+        let vm = self
+            .audited(who, "snapshot.create", &at, json!(request), checked)
+            .await?;
+        let begun = self.operations.begin("snapshot.create", &at, "beginning");
+        let (operation, running) = begun.await?;
+        let node = self.arc()?;
+        tokio::spawn(async move {
+            let taken = node.take_snapshot(&vm.id, &request.name, &running).await;
+            running.end(&taken).await;
+        });
+        Ok(operation)
+    }
+
+    async fn snapshot_delete(&self, who: &Principal, project: &Name, name: &Name) -> Answer<()> {
+        let deleted = self.delete_snapshot(project, name).await;
+        let at = snapshots::object(project, name);
+        self.audited(who, "snapshot.delete", &at, json!({}), deleted)
             .await
     }
 

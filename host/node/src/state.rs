@@ -8,7 +8,8 @@ use dwcp_api::{Fault, service};
 use dwcp_control::names::Name;
 use dwcp_control::ownership::Ownership;
 use dwcp_control::records::{
-    Binding, Decision, Event, Host, Image, Migration, Operation, Plugin, Policy, Template, Vm,
+    Binding, Decision, Event, Host, Image, Migration, Operation, Plugin, Policy, Snapshot,
+    Template, Vm,
 };
 use dwcp_store::{Store, Typed, TypedError, Versioned};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -73,6 +74,7 @@ pub(crate) struct Records {
     pub vms: Typed<Vm>,
     pub vm_keys: Typed<VmKey>,
     pub ownership: Typed<Ownership>,
+    pub snapshots: Typed<Snapshot>,
     pub images: Typed<Image>,
     pub networks: Typed<KeptNetwork>,
     pub peers: Typed<Peer>,
@@ -100,6 +102,7 @@ impl Records {
             vms: Typed::new(store.clone(), "vm/"),
             vm_keys: Typed::new(store.clone(), "vm-id/"),
             ownership: Typed::new(store.clone(), "ownership/"),
+            snapshots: Typed::new(store.clone(), "snapshot/"),
             images: Typed::new(store.clone(), "image/"),
             networks: Typed::new(store.clone(), "network/"),
             peers: Typed::new(store.clone(), "peer/"),

@@ -22,6 +22,7 @@ use crate::errors::{conflict, impossible, internal, invalid, record};
 use crate::hardware;
 use crate::launcher::Notice;
 use crate::node::Node;
+use crate::snapshots;
 use crate::state::{VmKey, object};
 
 /// How long a guest may take to react to the power button before it is ended.
@@ -128,16 +129,23 @@ impl Node {
         if vm.desired != Desired::Running {
             return Err(conflict(format!("{} was told to stop meanwhile", vm.name)));
         }
-        let permit = self.permit(&vm).await?;
+        self.start_as(&vm, &vm).await
+    }
+
+    /// Starts a machine as `vm` says, which may be what a snapshot makes of what it was `before`. If it does not come to
+    /// that, it stays what it was.
+    pub(crate) async fn start_as(&self, before: &Vm, vm: &Vm) -> Answer<()> {
+        let id = vm.id.as_str();
+        let permit = self.permit(vm).await?;
         {
             let _promise = self.promise.lock().await;
-            if !matches!(vm.phase, VmPhase::Starting) {
+            if !matches!(before.phase, VmPhase::Starting) {
                 let capacity = self.capacity().await?;
                 capacity::check(&capacity, &self.config, vm.spec.vcpus, vm.spec.memory_bytes)?;
             }
             self.phase(id, VmPhase::Starting, "").await?;
         }
-        let started = self.spawn_and_run(&vm, permit).await;
+        let started = self.spawn_and_run(vm, permit).await;
         match started {
             Ok(()) => {
                 let now = crate::state::now_ms();
@@ -157,6 +165,12 @@ impl Node {
             Err(fault) => {
                 let fault = self.last_words(id).await.unwrap_or(fault);
                 let _ = self.launcher.end(id).await;
+                let now = self.records.vm_by_id(id).await.map_err(record)?;
+                if now.is_some_and(|now| now.origin != vm.origin) {
+                    self.remove_disks_of(vm);
+                    self.phase(id, before.phase, &before.reason).await?;
+                    return Err(fault);
+                }
                 self.phase(id, VmPhase::Crashed, &fault.message).await?;
                 let at = object(&vm.project, &vm.name);
                 self.events
@@ -189,6 +203,9 @@ impl Node {
     }
 
     async fn spawn_and_run(&self, vm: &Vm, permit: u64) -> Answer<()> {
+        if let Some(origin) = vm.origin.as_ref().filter(|_| vm.started_ms == 0) {
+            return self.go_on_from(vm, origin, permit).await;
+        }
         let mut images = vec![self.images.open_image(&vm.spec.kernel)?];
         if let Some(initrd) = &vm.spec.initrd {
             images.push(self.images.open_image(initrd)?);
@@ -237,7 +254,9 @@ impl Node {
         let mut descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];
         descriptors.extend(images);
         descriptors.extend(hardware.descriptors);
-        let sizes = (vm.spec.memory_bytes, hardware.file_bytes);
+        // It may write disks and snapshots.
+        let longest = snapshots::file_bytes(vm.spec.memory_bytes).max(hardware.file_bytes);
+        let sizes = (vm.spec.memory_bytes, longest);
         self.launcher
             .spawn_vmm(&vm.id, sizes, json, descriptors, hardware.nics)
             .await?;

@@ -5,7 +5,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands::{
     audit::AuditCommand, completion::CompletionArgs, decision::DecisionCommand,
     event::EventCommand, host::HostCommand, image::ImageCommand, migration::MigrationCommand,
-    plugin::PluginCommand, policy::PolicyCommand, template::TemplateCommand, vm::VmCommand,
+    plugin::PluginCommand, policy::PolicyCommand, snapshot::SnapshotCommand,
+    template::TemplateCommand, vm::VmCommand,
 };
 use crate::output::Format;
 
@@ -24,6 +25,7 @@ use crate::output::Format;
   dwcp vm create web --kernel ./vmlinuz --initrd ./initrd --memory 1GiB --vcpus 2 --tag owner=me
   dwcp vm create web --template dwcp/worker --param memory_mib=512
   dwcp vm console web
+  dwcp snapshot create before-upgrade --of web
   dwcp vm migrate web --to right
   dwcp event list --follow"
 )]
@@ -81,6 +83,9 @@ pub enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Snapshots of machines, to go back to or to make others from
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Migrations: how they go and went
     #[command(subcommand)]
     Migration(MigrationCommand),

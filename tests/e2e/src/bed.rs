@@ -104,9 +104,15 @@ impl Bed {
     ) -> anyhow::Result<(TestHost, TestHost, Link)> {
         let left = Namespace::create(run, "left")?;
         let right = Namespace::create(run, "right")?;
-        let subnet = free_subnet()?;
-        connect(run, &left, subnet, 0)?;
-        connect(run, &right, subnet, 1)?;
+        let subnet = {
+            // No other bed, of this program or another, finds the same one free meanwhile.
+            let beds = fs::File::open(std::env::temp_dir())?;
+            beds.lock()?;
+            let subnet = free_subnet()?;
+            connect(run, &left, subnet, 0)?;
+            connect(run, &right, subnet, 1)?;
+            subnet
+        };
         let link = LinkOptions {
             program: programs.path("dwcp-wan"),
             control: dir.join("wan.sock"),

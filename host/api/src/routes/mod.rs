@@ -11,6 +11,7 @@ pub(crate) mod migrations;
 pub(crate) mod operations;
 pub(crate) mod plugins;
 pub(crate) mod policies;
+pub(crate) mod snapshots;
 pub(crate) mod system;
 pub(crate) mod templates;
 pub(crate) mod vms;
@@ -37,6 +38,7 @@ pub(crate) fn keyed() -> OpenApiRouter<Api> {
         .merge(hosts::routes())
         .merge(images::routes())
         .merge(vms::routes())
+        .merge(snapshots::routes())
         .merge(console::routes())
         .merge(migrations::routes())
         .merge(operations::routes())

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use dwcp_api::service::{Answer, Fault, FaultKind, Page, PageRequest, Remembered, Versioned};
 use dwcp_control::records::{
     Binding, Decision, Event, Host, Image, MarketplaceItem, Migration, Operation, OperationState,
-    Plugin, Policy, Template, Vm,
+    Plugin, Policy, Snapshot, Template, Vm,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -39,6 +39,7 @@ pub struct Fake {
 pub(super) struct State {
     pub(super) revision: u64,
     pub(super) hosts: BTreeMap<String, Versioned<Host>>,
+    pub(super) snapshots: BTreeMap<String, Versioned<Snapshot>>,
     pub(super) images: BTreeMap<String, Versioned<Image>>,
     pub(super) vms: BTreeMap<(String, String), Versioned<Vm>>,
     pub(super) migrations: BTreeMap<String, Versioned<Migration>>,

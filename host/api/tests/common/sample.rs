@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use dwcp_control::Name;
 use dwcp_control::records::{
     Capacity, Desired, Host, MarketplaceItem, MigrateRequest, Migration, MigrationPhase, Operation,
-    OperationState, Placement, Progress, RestartPolicy, Round, Side, Vm, VmCreate, VmPhase, VmSpec,
+    OperationState, Placement, Progress, RestartPolicy, Round, Side, Snapshot, Vm, VmCreate,
+    VmPhase, VmSpec,
 };
 use sha2::{Digest, Sha256};
 
@@ -69,6 +70,22 @@ pub(super) fn marketplace() -> Vec<MarketplaceItem> {
     ]
 }
 
+pub(super) fn snapshot(vm: &Vm, name: &Name) -> Snapshot {
+    Snapshot {
+        id: uuid::Uuid::now_v7().to_string(),
+        project: vm.project.clone(),
+        name: name.clone(),
+        vm: vm.name.clone(),
+        vm_id: vm.id.clone(),
+        spec: vm.spec.clone(),
+        origin: None,
+        digest: digest_of(b"snapshot"),
+        stored_bytes: 96 << 20,
+        pause_ms: 180.0,
+        created_ms: NOW_MS,
+    }
+}
+
 pub(super) fn vm(project: &Name, request: &VmCreate, decision: &str) -> Vm {
     Vm {
         id: uuid::Uuid::now_v7().to_string(),
@@ -105,6 +122,7 @@ pub(super) fn vm(project: &Name, request: &VmCreate, decision: &str) -> Vm {
         epoch: 1,
         created_ms: NOW_MS,
         started_ms: if request.start { NOW_MS + 250 } else { 0 },
+        origin: None,
         placement: Some(Placement {
             decision: decision.into(),
             plugin: "dwcp/placement-default@1.0.0".into(),

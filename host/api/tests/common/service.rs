@@ -12,7 +12,8 @@ use dwcp_control::Name;
 use dwcp_control::records::{
     AuditCheckpoint, AuditRecord, Binding, BindingMode, Decision, Desired, Event, Host, HostAdd,
     Image, MarketplaceItem, MigrateRequest, Migration, MigrationPhase, Operation, OperationState,
-    Plugin, PluginInstall, Policy, Template, Vm, VmCreate, VmPhase,
+    Plugin, PluginInstall, Policy, RestoreRequest, Snapshot, SnapshotCreate, Template, Vm,
+    VmCreate, VmPhase,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
@@ -266,6 +267,66 @@ impl Service for Fake {
         request: MigrateRequest,
     ) -> Answer<Operation> {
         self.migrate(who, project, name, request)
+    }
+
+    async fn vm_restore(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        request: RestoreRequest,
+    ) -> Answer<Operation> {
+        self.snapshot_get(project, &request.snapshot).await?;
+        if self.vm(project, name)?.value.phase == VmPhase::Running {
+            return refuse(FaultKind::Conflict, "The machine runs; stop it first");
+        }
+        self.turn(project, name, Desired::Running)?;
+        let object = object_of(project, name);
+        self.happened(&who.name, "vm.restored", &object, "It goes on");
+        Ok(self.simple("vm.restore", &object))
+    }
+
+    async fn snapshot_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Snapshot>> {
+        let state = self.state();
+        let all = state.snapshots.iter();
+        let mine = all.filter(|(_, snapshot)| snapshot.value.project == *project);
+        Ok(part(
+            mine.map(|(key, snapshot)| (key.clone(), snapshot.value.clone())),
+            &page,
+        ))
+    }
+    async fn snapshot_get(&self, project: &Name, name: &Name) -> Answer<Versioned<Snapshot>> {
+        let key = format!("{project}/{name}");
+        found(&self.state().snapshots, "snapshot", &key)
+    }
+    async fn snapshot_create(
+        &self,
+        who: &Principal,
+        project: &Name,
+        request: SnapshotCreate,
+    ) -> Answer<Operation> {
+        let vm = self.vm(project, &request.vm)?.value;
+        let object = format!("projects/{project}/snapshots/{}", request.name);
+        let key = format!("{project}/{}", request.name);
+        let mut state = self.state();
+        if state.snapshots.contains_key(&key) {
+            return refuse(
+                FaultKind::Conflict,
+                "A snapshot of this name exists already",
+            );
+        }
+        let snapshot = state.versioned(sample::snapshot(&vm, &request.name));
+        state.snapshots.insert(key, snapshot);
+        drop(state);
+        self.happened(&who.name, "snapshot.created", &object, "It is taken");
+        Ok(self.simple("snapshot.create", &object))
+    }
+    async fn snapshot_delete(&self, who: &Principal, project: &Name, name: &Name) -> Answer<()> {
+        self.snapshot_get(project, name).await?;
+        self.state().snapshots.remove(&format!("{project}/{name}"));
+        let object = format!("projects/{project}/snapshots/{name}");
+        self.happened(&who.name, "snapshot.deleted", &object, "It is gone");
+        Ok(())
     }
 
     async fn migration_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Migration>> {

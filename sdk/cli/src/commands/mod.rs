@@ -10,6 +10,7 @@ pub mod image;
 pub mod migration;
 pub mod plugin;
 pub mod policy;
+pub mod snapshot;
 pub mod template;
 pub mod vm;
 
@@ -24,6 +25,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Host(command) => host::run(&context()?, command).await,
         Command::Image(command) => image::run(&context()?, command).await,
         Command::Vm(command) => vm::run(&context()?, command).await,
+        Command::Snapshot(command) => snapshot::run(&context()?, command).await,
         Command::Migration(command) => migration::run(&context()?, command).await,
         Command::Plugin(command) => plugin::run(&context()?, command).await,
         Command::Template(command) => template::run(&context()?, command).await,

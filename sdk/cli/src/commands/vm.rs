@@ -17,11 +17,12 @@ use crate::{table, units};
 /// Commands about machines.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
-    /// Create a machine, from a disk image, a kernel or a template, and start it
+    /// Create a machine, from a disk image, a kernel, a template or a snapshot, and start it
     #[command(after_help = "Examples:
   dwcp vm create web --image ./debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub --disk data=10GiB
   dwcp vm create web --kernel ./vmlinuz --initrd ./initrd --cmdline console=ttyS0 --memory 1GiB --vcpus 2
-  dwcp vm create web --template dwcp/worker --param memory_mib=512 --tag owner=me --tag project=shop")]
+  dwcp vm create web --template dwcp/worker --param memory_mib=512 --tag owner=me --tag project=shop
+  dwcp vm create web2 --snapshot before-upgrade")]
     Create(Box<CreateArgs>),
     /// List the machines of the project
     List,
@@ -42,6 +43,15 @@ pub enum VmCommand {
         /// At once, without asking the guest: what it has not written is lost
         #[arg(long)]
         force: bool,
+    },
+    /// Let a stopped machine go on from a snapshot of it: what its disks held until now is lost
+    #[command(after_help = "Example:
+  dwcp vm restore web before-upgrade")]
+    Restore {
+        /// Its name
+        name: String,
+        /// The snapshot
+        snapshot: String,
     },
     /// Delete a machine for ever
     #[command(visible_alias = "rm")]
@@ -100,8 +110,11 @@ pub struct CreateArgs {
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
     /// Kernel (bzImage, vmlinux or PVH ELF): a file to upload, or the digest of an image
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["template", "image"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["template", "image", "snapshot"])]
     kernel: Option<PathBuf>,
+    /// Snapshot to go on from instead of booting: the machine is what that one's was, with memory and disks of its own
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["template", "image", "kernel"])]
+    snapshot: Option<String>,
     /// Template, as PUBLISHER/NAME[@VERSION]
     #[arg(long, value_name = "TEMPLATE")]
     template: Option<String>,
@@ -115,7 +128,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
     /// Guest memory, such as 1GiB, which is what a machine from an image has otherwise
-    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, required_unless_present_any = ["template", "image"])]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, required_unless_present_any = ["template", "image", "snapshot"])]
     memory: Option<u64>,
     /// Virtual CPUs, 1 to 32
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
@@ -170,6 +183,11 @@ pub async fn run(context: &Context, command: VmCommand) -> anyhow::Result<()> {
             let operation = wait(context, &operation, "stopping").await?;
             output.done(&operation, &format!("{name} is stopped"))
         }
+        VmCommand::Restore { name, snapshot } => {
+            let operation = client.vm_restore(project, &name, &snapshot).await?;
+            let operation = wait(context, &operation, "restoring").await?;
+            output.done(&operation, &format!("{name} goes on from {snapshot}"))
+        }
         VmCommand::Delete { name, force } => {
             client.vm_delete(project, &name, force).await?;
             output.gone(&format!("{name} is gone"))
@@ -187,7 +205,12 @@ pub async fn run(context: &Context, command: VmCommand) -> anyhow::Result<()> {
     }
 }
 
-async fn wait(context: &Context, operation: &Operation, what: &str) -> anyhow::Result<Operation> {
+/// Waits for the end of an operation.
+pub async fn wait(
+    context: &Context,
+    operation: &Operation,
+    what: &str,
+) -> anyhow::Result<Operation> {
     let bar = progress::waiting(what);
     let operation = context.client.operation_wait(&operation.id).await;
     bar.finish_and_clear();
@@ -219,6 +242,7 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
         networks,
         setup,
         template: args.template,
+        snapshot: args.snapshot,
         parameters: args.parameters.into_iter().collect(),
         kernel: content(context, args.kernel).await?,
         initrd: content(context, args.initrd).await?,
@@ -371,6 +395,12 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("memory", units::size(vm.spec.memory_bytes)),
         ("vcpus", vm.spec.vcpus.to_string()),
         ("template", optional(&vm.template)),
+        (
+            "origin",
+            vm.origin
+                .as_ref()
+                .map_or(String::new(), |origin| origin.snapshot.clone()),
+        ),
         ("kernel", vm.spec.kernel.clone()),
         ("initrd", optional(&vm.spec.initrd)),
         ("cmdline", vm.spec.cmdline.clone()),

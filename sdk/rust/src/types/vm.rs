@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::operation::Operation;
+use super::snapshot::Origin;
 use super::words;
 
 /// What kind of machine it is.
@@ -125,6 +126,9 @@ pub struct VmCreate {
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// A snapshot to go on from instead of booting; only name, restart policy and labels can be the machine's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// A disk image to boot, by digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -162,6 +166,7 @@ impl VmCreate {
             cmdline: None,
             memory_bytes: None,
             vcpus: None,
+            snapshot: None,
             image: None,
             root_bytes: None,
             disks: Vec::new(),
@@ -215,6 +220,9 @@ pub struct Vm {
     /// Why its host was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// The snapshot that it went on from last, and that its disks stand on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// What the owner wants.

@@ -1,0 +1,64 @@
+//! Snapshots: what is kept of a machine at one moment.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{VmId, VmSpec};
+use crate::names::Name;
+
+/// A machine at one moment: its memory, its devices and its disks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Snapshot {
+    /// Its identity.
+    pub id: String,
+    /// The project that owns it.
+    pub project: Name,
+    /// Its name in the project.
+    pub name: Name,
+    /// The machine that it is of, which may be gone since.
+    pub vm: Name,
+    /// That machine's identity.
+    pub vm_id: VmId,
+    /// What that machine was.
+    pub spec: VmSpec,
+    /// The snapshot that the machine's disks stood on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// BLAKE3 digest of memory, devices and manifest, as the format defines it.
+    pub digest: String,
+    /// Room that its files take on the host, bytes. What other snapshots and images below its disks take is not in it.
+    pub stored_bytes: u64,
+    /// How long the machine stood still for it, ms.
+    pub pause_ms: f64,
+    /// When it was taken, ms.
+    pub created_ms: u64,
+}
+
+/// The snapshot that a machine went on from last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Origin {
+    /// Its name, in the machine's project.
+    pub snapshot: Name,
+    /// Its identity.
+    pub snapshot_id: String,
+    /// Identity of this restore: the disks that were made for it carry it in their name.
+    pub restore: String,
+}
+
+/// Takes a snapshot of a running machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// What the snapshot is called, unique in the project.
+    pub name: Name,
+    /// The machine.
+    pub vm: Name,
+}
+
+/// Lets a machine that does not run go on from a snapshot of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// The snapshot.
+    pub snapshot: Name,
+}

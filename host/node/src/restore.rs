@@ -1,0 +1,219 @@
+//! Machines that go on from a snapshot instead of booting.
+//!
+//! What always holds: a machine's record names the snapshot that its disks stand on before its guest runs; a restore
+//! that does not come to that leaves the machine, its memory aside, as it was; files of a snapshot are only read.
+
+use std::os::fd::AsFd;
+
+use dwcp_api::service::Answer;
+use dwcp_control::Name;
+use dwcp_control::records::{Desired, Origin, Snapshot, Vm, VmCreate, VmPhase, VmSpec};
+use dwcp_vmm::config::{Boot, CHAIN_FILES_MAX};
+
+use crate::errors::{conflict, impossible, internal, invalid, record};
+use crate::hardware::own_file;
+use crate::node::Node;
+use crate::snapshots::open_memory;
+use crate::state::now_ms;
+use crate::steps::step;
+
+impl Node {
+    /// The snapshots that a machine's disks stand on, the newest first.
+    pub(crate) async fn below(&self, vm: &Vm) -> Answer<Vec<Snapshot>> {
+        self.snapshots_below(&vm.project, vm.origin.clone()).await
+    }
+
+    async fn snapshots_below(
+        &self,
+        project: &Name,
+        mut origin: Option<Origin>,
+    ) -> Answer<Vec<Snapshot>> {
+        let mut below = Vec::new();
+        while let Some(at) = origin.take() {
+            let snapshot = self.find_snapshot(project, &at.snapshot).await?.value;
+            if snapshot.id != at.snapshot_id {
+                return Err(conflict(format!(
+                    "Snapshot {} is another one than its disks stand on",
+                    at.snapshot
+                )));
+            }
+            origin.clone_from(&snapshot.origin);
+            below.push(snapshot);
+        }
+        Ok(below)
+    }
+
+    /// What a machine is to go on from, if its disks are not too many files by then.
+    async fn origin_in(&self, snapshot: &Snapshot) -> Answer<Origin> {
+        let origin = Origin {
+            snapshot: snapshot.name.clone(),
+            snapshot_id: snapshot.id.clone(),
+            restore: uuid::Uuid::now_v7().to_string(),
+        };
+        let below = self
+            .snapshots_below(&snapshot.project, Some(origin.clone()))
+            .await?;
+        // Its own file, and the image below all.
+        let files = below.len() + 2;
+        if files > CHAIN_FILES_MAX && !snapshot.spec.disks.is_empty() {
+            return Err(impossible(format!(
+                "Snapshot {} was taken of a machine that stood on {} others: disks of {files} files are more than the \
+                 {CHAIN_FILES_MAX} that a machine may have; go on from an earlier snapshot",
+                snapshot.name,
+                below.len() - 1
+            )));
+        }
+        Ok(origin)
+    }
+
+    /// What a new machine from a snapshot is.
+    pub(crate) async fn machine_of(
+        &self,
+        project: &Name,
+        name: &Name,
+        request: &VmCreate,
+    ) -> Answer<(VmSpec, Origin)> {
+        if let Some(field) = beyond_name(request)? {
+            return Err(invalid(format!(
+                "A machine from a snapshot is what that one's was: only its name, restart policy and tags can be given, \
+                 not {field}"
+            )));
+        }
+        let snapshot = self.find_snapshot(project, name).await?.value;
+        let mut spec = snapshot.spec.clone();
+        if !spec.networks.is_empty() {
+            return Err(impossible(format!(
+                "Snapshot {name} is of a machine with a network card, whose address its guest would go on using beside \
+                 {}: in this version of DWCP only a machine without cards can be made from a snapshot (`dwcp vm restore \
+                 {} {name}` goes back to it)",
+                snapshot.vm, snapshot.vm
+            )));
+        }
+        spec.restart = request.restart.unwrap_or(spec.restart);
+        spec.tags.extend(request.tags.clone());
+        let origin = self.origin_in(&snapshot).await?;
+        Ok((spec, origin))
+    }
+
+    /// What can be refused before a restore is begun.
+    pub(crate) async fn check_restore(
+        &self,
+        project: &Name,
+        vm: &Name,
+        snapshot: &Name,
+    ) -> Answer<Vm> {
+        let vm = self.find_vm(project, vm).await?.value;
+        let snapshot = self.find_snapshot(project, snapshot).await?.value;
+        if snapshot.vm_id != vm.id {
+            return Err(conflict(format!(
+                "Snapshot {} is of another machine ({}): `dwcp vm create NAME --snapshot {}` makes a new one from it",
+                snapshot.name, snapshot.vm, snapshot.name
+            )));
+        }
+        restorable(&vm)?;
+        self.permit(&vm).await?;
+        Ok(vm)
+    }
+
+    /// Lets a machine that does not run go on from a snapshot of it.
+    pub(crate) async fn restore(&self, id: &str, snapshot: &Name) -> Answer<String> {
+        let _uses = self.snapshot_uses.read().await;
+        let life = self.life(id);
+        let _life = life.lock().await;
+        let Some(before) = self.records.vm_by_id(id).await.map_err(record)? else {
+            return Err(conflict("The machine was deleted meanwhile"));
+        };
+        restorable(&before)?;
+        let snapshot = self.find_snapshot(&before.project, snapshot).await?.value;
+        if self.is_migrating(id) || snapshot.vm_id != before.id {
+            return Err(conflict("The machine changed meanwhile"));
+        }
+        // Whoever finds it half-way is not to start it from its disks.
+        self.records
+            .change_vm(id, |vm| vm.desired = Desired::Stopped)
+            .await
+            .map_err(record)?;
+        let mut vm = before.clone();
+        vm.origin = Some(self.origin_in(&snapshot).await?);
+        vm.started_ms = 0;
+        self.start_as(&before, &vm).await?;
+        self.remove_old_disks(&vm);
+        Ok(format!("{} goes on from {}", vm.name, snapshot.name))
+    }
+
+    /// Starts a machine's process as what a snapshot holds, and lets it run. Its record changes in between: from then on
+    /// its disks are those that stand on the snapshot.
+    pub(crate) async fn go_on_from(&self, vm: &Vm, origin: &Origin, permit: u64) -> Answer<()> {
+        let dir = self.snapshot_dir(&origin.snapshot_id);
+        let memory = tokio::task::spawn_blocking(move || open_memory(&dir));
+        let memory = memory.await.map_err(internal)??;
+        self.spawn_vmm(vm, Boot::Shell, Vec::new()).await?;
+        self.vmm(&vm.id, move |vmm| vmm.restore(&[memory.as_fd()]))
+            .await?;
+        step("restore.loaded").await;
+        let now = now_ms();
+        let changed = self.records.change_vm(&vm.id, |record| {
+            record.origin = Some(origin.clone());
+            record.desired = Desired::Running;
+            record.started_ms = now;
+        });
+        changed.await.map_err(record)?;
+        step("restore.recorded").await;
+        self.vmm(&vm.id, move |vmm| vmm.run(permit)).await
+    }
+
+    /// Removes the files that were made for a restore that failed.
+    pub(crate) fn remove_disks_of(&self, vm: &Vm) {
+        let dir = self.vm_dir(&vm.id);
+        for disk in vm.spec.disks.iter().filter(|disk| !disk.read_only) {
+            let _ = std::fs::remove_file(dir.join(own_file(disk, vm.origin.as_ref()).name));
+        }
+    }
+
+    /// Removes what the machine's disks were before it was restored.
+    fn remove_old_disks(&self, vm: &Vm) {
+        let dir = self.vm_dir(&vm.id);
+        let kept: Vec<_> = vm
+            .spec
+            .disks
+            .iter()
+            .map(|disk| own_file(disk, vm.origin.as_ref()).name)
+            .collect();
+        let Ok(entries) = std::fs::read_dir(&dir) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let is_disk = name.as_encoded_bytes().starts_with(b"disk-");
+            if is_disk && !kept.iter().any(|kept| *kept.as_str() == *name) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// What a request gives that a snapshot decides.
+fn beyond_name(request: &VmCreate) -> Answer<Option<String>> {
+    let given = serde_json::to_value(request).map_err(internal)?;
+    let own = ["name", "snapshot", "restart", "tags", "start"];
+    let is_given = |value: &serde_json::Value| {
+        !value.is_null() && value.as_object().is_none_or(|map| !map.is_empty())
+    };
+    let fields = given.as_object().into_iter().flatten();
+    let beyond = fields.filter(|(name, value)| !own.contains(&name.as_str()) && is_given(value));
+    Ok(beyond.map(|(name, _)| name.clone()).next())
+}
+
+fn restorable(vm: &Vm) -> Answer<()> {
+    match vm.phase {
+        VmPhase::Stopped | VmPhase::Crashed => Ok(()),
+        VmPhase::Running | VmPhase::Starting => Err(conflict(format!(
+            "{} runs: stop it first, for what it does now is lost by going back",
+            vm.name
+        ))),
+        _ => Err(conflict(format!(
+            "{} cannot be restored here: {}",
+            vm.name, vm.reason
+        ))),
+    }
+}

@@ -1,0 +1,60 @@
+//! Snapshots of machines.
+
+use serde::{Deserialize, Serialize};
+
+use super::vm::VmSpec;
+
+/// A machine at one moment: its memory, its devices and its disks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its identity.
+    pub id: String,
+    /// The project that owns it.
+    pub project: String,
+    /// Its name in the project.
+    pub name: String,
+    /// The machine that it is of, which may be gone since.
+    pub vm: String,
+    /// That machine's identity.
+    pub vm_id: String,
+    /// What that machine was.
+    pub spec: VmSpec,
+    /// The snapshot that the machine's disks stood on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// BLAKE3 digest of memory, devices and manifest.
+    pub digest: String,
+    /// Room that its files take on the host, bytes.
+    pub stored_bytes: u64,
+    /// How long the machine stood still for it, ms.
+    pub pause_ms: f64,
+    /// When it was taken, ms.
+    pub created_ms: u64,
+}
+
+/// The snapshot that a machine went on from last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its name.
+    pub snapshot: String,
+    /// Its identity.
+    pub snapshot_id: String,
+    /// Identity of the restore.
+    pub restore: String,
+}
+
+/// Takes a snapshot of a running machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotCreate {
+    /// What the snapshot is called, unique in the project.
+    pub name: String,
+    /// The machine.
+    pub vm: String,
+}
+
+/// Lets a machine go on from a snapshot of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// The snapshot.
+    pub snapshot: String,
+}
