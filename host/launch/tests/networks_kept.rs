@@ -1,16 +1,18 @@
-//! Rules that somebody else removes come back, and what they were for goes on.
+//! Rules that somebody else removes come back, and what they were for goes on; so does forwarding, where another
+//! launcher turns it off.
 //!
 //! Where a test needs rules that are not back yet, it removes them in the pause that follows their return.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use common::frames::{self, mac};
 use common::guests::{Bed, Guest, HOST, OUTSIDE};
-use common::namespaces::can_run;
-use common::wait_for;
+use common::namespaces::{can_run, prefix};
+use common::{Launcher, wait_for};
 use dwcp_launch::protocol::NetworkKind;
 
 const PUT_BACK: &str = "rules of networks; they were put back";
@@ -148,4 +150,44 @@ fn somebody_who_flushes_all_the_time_is_not_followed_each_time() {
             .contains(&format!("table inet {}", bed.prefix))
     });
     assert!(is_confined(&one, &two, "at last"));
+}
+
+#[test]
+fn a_launcher_turns_forwarding_on_when_another_has_turned_it_off() {
+    if !can_run("a_launcher_turns_forwarding_on_when_another_has_turned_it_off") {
+        return;
+    }
+    let bed = Bed::new();
+    let directory = tempfile::tempdir().unwrap();
+    let [nft, begun, done] = ["nft", "begun", "done"].map(|name| directory.path().join(name));
+    // Takes its time to remove the guard, which is the last that is done about forwarding.
+    let slow = format!(
+        r#"#!/bin/sh
+text=$(/bin/cat)
+case "$text" in "table ip dwcp-forwarding
+delete table ip dwcp-forwarding") : > {}; /bin/sleep 1; last={};; esac
+printf '%s\n' "$text" | /usr/sbin/nft -f - || exit
+test -z "$last" || : > "$last"
+"#,
+        begun.display(),
+        done.display()
+    );
+    std::fs::write(&nft, slow).unwrap();
+    std::fs::set_permissions(&nft, PermissionsExt::from_mode(0o755)).unwrap();
+    let arguments = ["--nft", nft.to_str().unwrap()];
+    let other = Launcher::start_in(&bed.host, &prefix(), &arguments);
+    let name = "default".parse().unwrap();
+    let mut client = other.client();
+    client
+        .ensure_network(&name, NetworkKind::Nat, None)
+        .unwrap();
+    assert!(bed.forwards());
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| client.remove_network(&name).unwrap());
+        wait_for("the other one's end", || begun.exists());
+        bed.network("default", NetworkKind::Nat);
+        assert!(done.exists(), "both changed forwarding at once");
+        removal.join().unwrap();
+    });
+    assert!(bed.forwards() && bed.host.rules().contains("dwcp-forwarding"));
 }

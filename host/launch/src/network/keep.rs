@@ -91,7 +91,8 @@ impl Networks {
 
     /// Makes this host forward, for a NAT network.
     pub(super) fn start_forwarding(&mut self) -> Result<(), NetworkError> {
-        self.forwards |= forwarding::turn_on(&self.nft)?;
+        let alone = forwarding::lock()?;
+        self.forwards |= forwarding::turn_on(&self.nft, &alone)?;
         Ok(())
     }
 
@@ -101,14 +102,19 @@ impl Networks {
         if self.networks.values().any(is_nat) {
             return;
         }
-        let result = self.others_have_networks().and_then(|others| match others {
-            true => Ok(()),
-            false => Ok(forwarding::turn_off(&self.nft, self.forwards)?),
-        });
-        match result {
+        match self.stop_forwarding_alone() {
             Ok(()) => self.forwards = false,
             Err(error) => tell("This host still forwards IPv4", &error),
         }
+    }
+
+    /// A launcher whose bridge is not seen here finds forwarding off when it has the lock, and turns it on again.
+    fn stop_forwarding_alone(&mut self) -> Result<(), NetworkError> {
+        let alone = forwarding::lock()?;
+        if !self.others_have_networks()? {
+            forwarding::turn_off(&self.nft, self.forwards, &alone)?;
+        }
+        Ok(())
     }
 
     fn others_have_networks(&mut self) -> Result<bool, NetworkError> {

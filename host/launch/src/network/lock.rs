@@ -1,4 +1,5 @@
-//! Who has the networks of one prefix in one network namespace: one launcher at a time.
+//! Who has something in one network namespace that is one launcher's at a time: the networks of one prefix, or the
+//! decision whether the host forwards.
 //!
 //! A file in `/run` named after both, locked as long as its owner lives. The owner removes it; one that was killed
 //! leaves it unlocked. This module must not know what the owner does.
@@ -13,8 +14,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::names::Prefix;
-
 /// How long between two looks at a lock that somebody has.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -26,10 +25,10 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock; nothing if somebody has it for longer than `patience`.
-    pub fn take(prefix: &Prefix, patience: Duration) -> io::Result<Option<Self>> {
+    /// Takes the lock on `what`; nothing if somebody has it for longer than `patience`.
+    pub fn take(what: &str, patience: Duration) -> io::Result<Option<Self>> {
         let namespace = fs::metadata("/proc/self/ns/net")?.ino();
-        let path = PathBuf::from(format!("/run/dwcp-launch.{namespace}.{prefix}.lock"));
+        let path = PathBuf::from(format!("/run/dwcp-launch.{namespace}.{what}.lock"));
         let deadline = Instant::now() + patience;
         loop {
             let file = File::options()

@@ -418,7 +418,7 @@ impl Networks {
     /// Takes the names if nobody has them, and clears away what has them.
     fn take_hold(&mut self, patience: Duration) -> Result<&mut Kernel, NetworkError> {
         if self.kernel.is_none() {
-            let lock = Lock::take(&self.prefix, patience)
+            let lock = Lock::take(&self.prefix.to_string(), patience)
                 .map_err(NetworkError::Lock)?
                 .ok_or_else(|| NetworkError::Locked(self.prefix.clone()))?;
             let kernel = Kernel {
