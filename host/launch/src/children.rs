@@ -52,6 +52,9 @@ pub enum Refusal {
     /// A descriptor could not be copied.
     #[error("A descriptor could not be copied")]
     Copy(#[source] std::io::Error),
+    /// A limit could not be changed.
+    #[error("The limit could not be changed")]
+    Limit(#[source] std::io::Error),
     /// The process could not be started.
     #[error("The child could not be started")]
     Spawn(#[from] SpawnError),
@@ -246,6 +249,19 @@ impl Children {
         };
         let running = self.start(&id, ChildKind::Reader, slot, allowance, config, descriptors)?;
         Ok(self.remember(id.clone(), ChildKind::Reader, id, running, None))
+    }
+
+    /// Lets a VMM write longer files.
+    pub fn lengthen(&self, id: &ChildId, file_bytes: u64) -> Result<(), Refusal> {
+        let record = self.records.get(id);
+        let record = record.filter(|record| record.kind == ChildKind::Vmm);
+        let Some(Life::Running(running)) = record.map(|record| &record.life) else {
+            return Err(Refusal::Unknown(id.clone()));
+        };
+        running
+            .process
+            .lengthen(file_bytes)
+            .map_err(|errno| Refusal::Limit(errno.into()))
     }
 
     /// Every child that is not forgotten.

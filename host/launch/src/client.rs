@@ -155,6 +155,14 @@ impl Client {
         self.spawn(&request, descriptors)
     }
 
+    /// Lets a running VMM write files of `file_bytes`.
+    pub fn lengthen(&mut self, id: &ChildId, file_bytes: u64) -> Result<(), ClientError> {
+        self.done(&Request::Lengthen {
+            id: id.clone(),
+            file_bytes,
+        })
+    }
+
     /// Every child that is not forgotten, ascending by id.
     pub fn list(&mut self) -> Result<Vec<Child>, ClientError> {
         match self.ask(&Request::List, &[])? {

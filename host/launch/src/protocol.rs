@@ -179,6 +179,13 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         nics: Vec<NicSpec>,
     },
+    /// Lets a running VMM write longer files than it was started with, because a disk is to grow. Never less.
+    Lengthen {
+        /// Which one.
+        id: ChildId,
+        /// Longest file that it may write, in bytes.
+        file_bytes: u64,
+    },
     /// Starts a mover on the memory of a VM. The message's descriptors follow the launcher's own two.
     SpawnMover {
         /// Names the mover.

@@ -295,6 +295,19 @@ impl Process {
         };
     }
 
+    /// Lets it write files of so many bytes. Its id is its own until it is waited for.
+    pub fn lengthen(&self, file_bytes: u64) -> Result<(), Errno> {
+        let limit = libc::rlimit64 {
+            rlim_cur: file_bytes,
+            rlim_max: file_bytes,
+        };
+        let before = std::ptr::null_mut();
+        let pid = self.pid as libc::pid_t;
+        // SAFETY: plain system call; the new limit lives as long as it, and nothing is written back.
+        let set = unsafe { libc::prlimit64(pid, libc::RLIMIT_FSIZE, &limit, before) };
+        Errno::result(set).map(drop)
+    }
+
     /// Waits for its end and takes its status. At once when `pidfd` is readable.
     pub fn reap(&self) -> Result<nix::sys::wait::WaitStatus, Errno> {
         use std::os::fd::AsFd;

@@ -337,6 +337,9 @@ fn carry_out(
             let pid = children.spawn_mover(id, vm, side, &config, descriptors)?;
             Ok(Reply::Spawned { pid })
         }
+        Request::Lengthen { id, file_bytes } => {
+            children.lengthen(&id, file_bytes).map(|()| Reply::Done)
+        }
         Request::List => Ok(Reply::Children {
             children: children.list(),
         }),

@@ -125,10 +125,15 @@ impl VmmClient {
         self.done(&Request::DirtyStop, None)
     }
 
-    /// Has a device look whether what it stands on has changed.
-    pub fn refresh(&mut self, device: &str) -> Result<(), ClientError> {
+    /// Makes a disk longer.
+    pub fn resize(&mut self, device: &str, bytes: u64) -> Result<(), ClientError> {
         let device = device.to_owned();
-        self.done(&Request::Refresh { device }, None)
+        self.done(&Request::Resize { device, bytes }, None)
+    }
+
+    /// Whoever has the other end of `host` is asked when the guest connects to the host.
+    pub fn host(&mut self, host: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.done(&Request::Host, Some(host))
     }
 
     /// Has the guest give up so many pages in all by a balloon.

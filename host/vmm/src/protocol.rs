@@ -64,11 +64,16 @@ pub enum Request {
     /// What the guest says on its serial port and on its virtio console comes in one stream. What is typed goes to the
     /// virtio console while its driver is ready and has given room for input, and to the serial port otherwise.
     Console,
-    /// What a device stands on has changed: a disk has another size.
-    Refresh {
+    /// Makes a disk longer, and tells the guest. Refused if it would become shorter, or than the process may write.
+    Resize {
         /// Its name in the status.
         device: String,
+        /// Its size in bytes, whole sectors of 512.
+        bytes: u64,
     },
+    /// Whoever has the other end of a socket (one descriptor, `SOCK_SEQPACKET`) is asked from now on when the guest
+    /// connects to the host, as [`crate::vsock`] says.
+    Host,
     /// The guest shall give up memory, or have it back: the balloon's target. How far it is, its status says.
     Balloon {
         /// Its name in the status.

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use common::{Bed, DEADLINE, Serial, has_kvm};
 use dwcp_guest::pattern;
-use dwcp_guest::said::{DiskFound, DiskLoop, DiskRead, DiskStep, RngRead};
+use dwcp_guest::said::{DiskFound, DiskLoop, DiskRead, DiskResized, DiskStep, RngRead};
 use dwcp_vmm::config::{Device, DiskFormat, DiskLimits};
 use dwcp_vmm::spawn::Spawned;
 
@@ -197,10 +197,12 @@ fn a_disk_grows_while_the_guest_runs() {
     let mut client = vmm.client().unwrap();
     client.run(1).unwrap();
     Serial::of(&vmm).wait_for_tick(0);
-    file.set_len(6 * MIB).unwrap();
-    client.refresh("block-2").unwrap();
-    assert!(client.refresh("block-9").is_err());
-    let refused = client.refresh("rng-1").unwrap_err().to_string();
+    client.resize("block-2", 6 * MIB).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 6 * MIB);
+    assert!(client.resize("block-9", 6 * MIB).is_err());
+    let refused = client.resize("block-2", 5 * MIB).unwrap_err().to_string();
+    assert!(refused.contains("only be made longer"), "{refused}");
+    let refused = client.resize("rng-1", 6 * MIB).unwrap_err().to_string();
     assert!(refused.contains("nothing that has a size"), "{refused}");
     client.pause().unwrap();
     let (state, bytes) = client.save().unwrap();
@@ -361,9 +363,17 @@ fn a_chain_goes_on_in_another_process() {
         limits: DiskLimits::default(),
     }];
     bed.disks = vec![overlay(16 * MIB)];
-    let idle = bed.fresh("");
-    let refused = idle.client().unwrap().refresh("block-1").unwrap_err();
-    assert!(refused.to_string().contains("stop the VM"), "{refused}");
-    drop(idle);
+    let growing = bed.fresh("fill_mib=4 disk=loop disk_mib=1 io_rate=500");
+    let mut client = growing.client().unwrap();
+    client.run(1).unwrap();
+    Serial::of(&growing).wait_for_tick(0);
+    client.resize("block-1", 24 * MIB).unwrap();
+    let wanted = 24 * MIB / 512;
+    Serial::of(&growing).wait("the new size", |_| {
+        let told = lines(&growing, DiskResized::parse);
+        told.last().filter(|last| last.sectors == wanted).map(drop)
+    });
+    Serial::of(&growing).wait("transfers", |_| good(&growing).filter(|good| *good > 50));
+    drop(growing);
     moved(&bed, "disk=loop disk_mib=16 io_rate=2000");
 }

@@ -372,10 +372,20 @@ impl Machine {
         }
     }
 
-    /// Has a device look whether what it stands on has changed.
-    pub fn refresh(&self, device: &str) -> Result<(), RequestError> {
-        let refreshed = self.function(device)?.worker().order(Order::Refresh);
-        refreshed.map_err(DeviceError::from)?;
+    /// Makes a disk so long, and tells the guest.
+    pub fn resize(&self, device: &str, bytes: u64) -> Result<(), RequestError> {
+        let resized = self.function(device)?.worker().order(Order::Resize(bytes));
+        resized.map_err(DeviceError::from)?;
+        Ok(())
+    }
+
+    /// Has the guest's connections to the host asked for over this socket from now on.
+    pub fn hear(&self, host: OwnedFd) -> Result<(), RequestError> {
+        let mut functions = self.devices.pci.functions().iter();
+        let vsock = functions.find(|function| function.kind() == DeviceKind::Vsock);
+        let vsock = vsock.ok_or_else(|| RequestError::NoDevice("vsock".into()))?;
+        let heard = vsock.worker().order(Order::Host(host));
+        heard.map_err(DeviceError::from)?;
         Ok(())
     }
 

@@ -65,7 +65,11 @@ impl Server {
                 let fd = self.consoles.attach()?;
                 Ok((Reply::Console, Some(fd)))
             }
-            Request::Refresh { device } => machine.refresh(&device).and(done),
+            Request::Resize { device, bytes } => machine.resize(&device, bytes).and(done),
+            Request::Host => {
+                let host = fds.into_iter().next().ok_or(RequestError::NoFile)?;
+                machine.hear(host).and(done)
+            }
             Request::Balloon { device, pages } => machine.aim(&device, pages).and(done),
             Request::DirtyStart => machine.dirty_start().and(done),
             Request::DirtyHarvest => {

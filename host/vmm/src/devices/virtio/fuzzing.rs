@@ -228,7 +228,8 @@ impl Game {
                 assert_eq!(self.backend.load(&saved), Ok(()));
             }
             _ => {
-                let _ = self.backend.refresh();
+                let bytes = input.number(4) % (64 << 20);
+                let _ = self.backend.resize(bytes);
             }
         }
     }

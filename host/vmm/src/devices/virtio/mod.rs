@@ -50,7 +50,7 @@ pub use vsock::Vsock;
 pub use worker::{ANSWER_TIMEOUT, Answer, Counters, Order, SYNC_TIMEOUT, Worker, WorkerError};
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -186,9 +186,14 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
-    /// What it stands on may have changed; answers whether its registers did. An error if it cannot find out, or has
-    /// nothing that could change.
-    fn refresh(&mut self) -> io::Result<bool> {
+    /// Over which socket the host is asked from now on.
+    fn hear(&mut self, _host: OwnedFd) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes what it stands on so long; answers whether its registers changed. An error if it cannot, or has nothing
+    /// that has a size.
+    fn resize(&mut self, _bytes: u64) -> io::Result<bool> {
         let why = "it stands on nothing that has a size";
         Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }

@@ -5,7 +5,7 @@
 //! too late is awaited before the next order is given, so that it is not taken for the answer to that.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,8 +52,10 @@ pub enum Order {
     Pause,
     /// Go on.
     Resume,
-    /// Look whether what the device stands on has changed.
-    Refresh,
+    /// Make what the device stands on so long.
+    Resize(u64),
+    /// Ask over this socket.
+    Host(OwnedFd),
     /// Have the guest give up so many pages.
     Aim(u32),
     /// Say how far the queues are, and what the backend remembers.
@@ -379,7 +381,11 @@ impl Thread {
                 self.begin();
                 Answer::Done
             }
-            Order::Refresh => match self.backend.refresh() {
+            Order::Host(host) => match self.backend.hear(host) {
+                Ok(()) => Answer::Done,
+                Err(error) => self.failed(error),
+            },
+            Order::Resize(bytes) => match self.backend.resize(bytes) {
                 Ok(has_changed) => {
                     if has_changed {
                         self.interrupts.configuration();

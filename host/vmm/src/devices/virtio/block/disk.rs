@@ -24,8 +24,8 @@ pub trait Disk: Send {
     /// Its size: whole sectors.
     fn bytes(&self) -> u64;
 
-    /// Looks whether the size has changed.
-    fn refresh(&mut self) -> Result<(), DiskError>;
+    /// Makes it so long, which is not shorter than it is.
+    fn resize(&mut self, bytes: u64) -> Result<(), DiskError>;
 
     /// From the disk to the guest.
     fn read(&mut self, memory: &GuestMemory, at: u64, to: &[GuestRange]) -> Result<(), DiskError>;

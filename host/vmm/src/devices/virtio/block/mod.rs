@@ -268,9 +268,14 @@ impl Backend for Block {
         Ok(())
     }
 
-    fn refresh(&mut self) -> io::Result<bool> {
+    fn resize(&mut self, bytes: u64) -> io::Result<bool> {
         let before = self.disk.bytes();
-        self.disk.refresh()?;
+        if bytes < before || !bytes.is_multiple_of(SECTOR_BYTES) || self.is_read_only {
+            let why =
+                format!("it has {before} bytes, and can only be made longer, by whole sectors");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        self.disk.resize(bytes)?;
         let sectors = self.disk.bytes() / SECTOR_BYTES;
         self.registers.set(0, &sectors.to_le_bytes());
         Ok(before != self.disk.bytes())

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use dwcp_jail::allow;
 use dwcp_memory::{GuestMemory, GuestRange};
+use imago::format::PreallocateMode;
 use imago::format::builder::FormatDriverBuilder;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
@@ -81,10 +82,10 @@ impl Disk for ChainDisk {
         self.access.size() / SECTOR_BYTES * SECTOR_BYTES
     }
 
-    /// The size stands inside of the image, which nobody else may write as long as it is open here.
-    fn refresh(&mut self) -> Result<(), DiskError> {
-        let why = "a chain of images keeps its size while it is in use: stop the VM to change it";
-        Err(io::Error::new(io::ErrorKind::Unsupported, why).into())
+    fn resize(&mut self, bytes: u64) -> Result<(), DiskError> {
+        self.access.resize_grow(bytes, PreallocateMode::None)?;
+        // What its header says is what the next process finds.
+        self.flush()
     }
 
     fn read(&mut self, memory: &GuestMemory, at: u64, to: &[GuestRange]) -> Result<(), DiskError> {

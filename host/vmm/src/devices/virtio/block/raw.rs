@@ -68,9 +68,12 @@ impl Disk for RawDisk {
         self.bytes
     }
 
-    fn refresh(&mut self) -> Result<(), DiskError> {
-        let bytes = self.file.seek(SeekFrom::End(0))?;
-        self.bytes = bytes / SECTOR_BYTES * SECTOR_BYTES;
+    fn resize(&mut self, bytes: u64) -> Result<(), DiskError> {
+        // Somebody may have made it longer already, as is the only way with a block device.
+        if self.file.seek(SeekFrom::End(0))? < bytes {
+            self.file.set_len(bytes)?;
+        }
+        self.bytes = bytes;
         Ok(())
     }
 
@@ -116,6 +119,7 @@ impl Disk for RawDisk {
             libc::SYS_pwrite64,
             libc::SYS_fdatasync,
             libc::SYS_fallocate,
+            libc::SYS_ftruncate,
             libc::SYS_lseek,
         ];
         let fd = self.file.as_raw_fd() as u32;

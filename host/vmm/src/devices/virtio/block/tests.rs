@@ -30,7 +30,7 @@ impl Disk for Played {
         1 << 40
     }
 
-    fn refresh(&mut self) -> Result<(), DiskError> {
+    fn resize(&mut self, _: u64) -> Result<(), DiskError> {
         Err(DiskError::Unsupported)
     }
 

@@ -384,6 +384,10 @@ impl Vsock {
 }
 
 impl Backend for Vsock {
+    fn hear(&mut self, host: OwnedFd) -> std::io::Result<()> {
+        self.outside.hear(host)
+    }
+
     fn kind(&self) -> Kind {
         Kind::Vsock
     }

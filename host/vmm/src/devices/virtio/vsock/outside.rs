@@ -8,6 +8,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use dwcp_jail::{Condition, allow};
+use nix::fcntl::OFlag;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockFlag, UnixAddr, accept4, recvmsg, send};
 
@@ -46,16 +47,16 @@ pub enum Event {
 pub struct Outside {
     epoll: Epoll,
     listener: OwnedFd,
-    /// Gone when the host has closed it.
-    control: Option<OwnedFd>,
-    control_number: u32,
+    /// Kept also when the host has closed it, so that its number is nothing else's.
+    control: OwnedFd,
+    is_heard: bool,
     next: u32,
 }
 
 impl Outside {
     /// Programs connect to `listener`; sockets are asked for over `control`.
     pub fn new(listener: OwnedFd, control: OwnedFd) -> io::Result<Self> {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        use nix::fcntl::{FcntlArg, fcntl};
         let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL)?);
         fcntl(&listener, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -64,8 +65,8 @@ impl Outside {
         Ok(Self {
             epoll,
             listener,
-            control_number: control.as_raw_fd() as u32,
-            control: Some(control),
+            control,
+            is_heard: true,
             next: 0,
         })
     }
@@ -87,14 +88,27 @@ impl Outside {
         let _ = self.epoll.delete(socket);
     }
 
+    /// Asks over `host` from now on. What was asked before is answered no more. It takes the place of the socket before
+    /// it, whose number is the one that may be received from.
+    pub fn hear(&mut self, host: OwnedFd) -> io::Result<()> {
+        self.close();
+        nix::unistd::dup3(&host, &mut self.control, OFlag::O_CLOEXEC)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, CONTROL);
+        self.epoll.add(&self.control, event)?;
+        self.is_heard = true;
+        Ok(())
+    }
+
     /// Asks the host for a socket to what serves `port`; answers under which number.
     pub fn ask(&mut self, port: u32) -> Option<u32> {
-        let control = self.control.as_ref()?;
+        if !self.is_heard {
+            return None;
+        }
         let number = self.next;
         self.next = self.next.wrapping_add(1);
         let message = Asked { number, port }.encode();
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let sent = send(control.as_raw_fd(), &message, flags);
+        let sent = send(self.control.as_raw_fd(), &message, flags);
         sent.is_ok().then_some(number)
     }
 
@@ -131,11 +145,13 @@ impl Outside {
     pub fn rules(&self) -> Rules {
         let of = |call, fd: u32| allow(call).when(Condition::IntIs(0, fd));
         let epoll = self.epoll.0.as_raw_fd() as u32;
+        let control = self.control.as_raw_fd() as u32;
         vec![
             of(libc::SYS_epoll_ctl, epoll),
             of(libc::SYS_epoll_wait, epoll),
             of(libc::SYS_accept4, self.listener.as_raw_fd() as u32),
-            of(libc::SYS_recvmsg, self.control_number),
+            of(libc::SYS_recvmsg, control),
+            allow(libc::SYS_dup3).when(Condition::IntIs(1, control)),
             allow(libc::SYS_recvfrom).when(Condition::Is(4, 0)),
             allow(libc::SYS_sendto).when(Condition::Is(4, 0)),
             allow(libc::SYS_shutdown),
@@ -151,14 +167,17 @@ impl Outside {
 
     /// One answer; a host that says something else, or nothing any more, is not asked again.
     fn answered(&mut self) -> Option<Event> {
-        let control = self.control.as_ref()?;
         let mut bytes = [0; ANSWER_BYTES];
         let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
         let (count, fds) = {
             let mut parts = [IoSliceMut::new(&mut bytes)];
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-            let received =
-                recvmsg::<UnixAddr>(control.as_raw_fd(), &mut parts, Some(&mut space), flags);
+            let received = recvmsg::<UnixAddr>(
+                self.control.as_raw_fd(),
+                &mut parts,
+                Some(&mut space),
+                flags,
+            );
             let received = match received {
                 Ok(received) => received,
                 Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return None,
@@ -191,8 +210,7 @@ impl Outside {
     }
 
     fn close(&mut self) {
-        if let Some(control) = self.control.take() {
-            let _ = self.epoll.delete(&control);
-        }
+        self.is_heard = false;
+        let _ = self.epoll.delete(&self.control);
     }
 }

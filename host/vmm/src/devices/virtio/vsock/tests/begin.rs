@@ -115,6 +115,26 @@ fn the_guest_connects_if_the_host_lets_it() {
     assert_eq!(bed.wait()[0].0.operation(), Some(Operation::Reset));
     host.write_all(b"still here").unwrap();
     assert_eq!(bed.wait()[0].1, b"still here");
+    // Another host is asked from then on, and what is open goes on.
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::empty(),
+    )
+    .unwrap();
+    bed.device.backend.hear(theirs).unwrap();
+    bed.send(bed.header(other, Operation::Request), &[]);
+    let asked = Asked::receive(&ours).unwrap().unwrap();
+    assert_eq!(asked.port, 1024);
+    let (socket, mut program) = UnixStream::pair().unwrap();
+    asked.answer(&ours, Some(&socket)).unwrap();
+    drop(socket);
+    assert_eq!(bed.wait()[0].0.operation(), Some(Operation::Response));
+    program.write_all(b"once more").unwrap();
+    assert_eq!(bed.wait()[0].1, b"once more");
+    host.write_all(b"and here").unwrap();
+    assert_eq!(bed.wait()[0].1, b"and here");
 }
 
 #[test]
