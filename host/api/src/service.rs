@@ -6,9 +6,9 @@ use std::pin::Pin;
 use async_trait::async_trait;
 use dwcp_control::names::Name;
 use dwcp_control::records::{
-    AuditCheckpoint, AuditRecord, Binding, Decision, Event, Host, HostAdd, Image, MarketplaceItem,
-    MigrateRequest, Migration, Operation, Plugin, PluginInstall, Policy, RestoreRequest, Snapshot,
-    SnapshotCreate, Template, Vm, VmCreate,
+    AuditCheckpoint, AuditRecord, Binding, Decision, DiskResize, Event, Host, HostAdd, Image,
+    MarketplaceItem, MemoryTarget, MigrateRequest, Migration, Operation, Plugin, PluginInstall,
+    Policy, RestoreRequest, Snapshot, SnapshotCreate, Template, Vm, VmCreate, VmStats,
 };
 use futures::Stream;
 use serde::{Deserialize, Serialize};
@@ -214,6 +214,39 @@ pub trait Service: Send + Sync + 'static {
         force: bool,
         if_match: Option<u64>,
     ) -> Answer<()>;
+    /// Stops its virtual CPUs until it is resumed.
+    async fn vm_pause(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation>;
+    /// Lets one that is paused go on.
+    async fn vm_resume(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation>;
+    /// Ends its process and starts it anew, as a reset button does.
+    async fn vm_reset(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation>;
+    /// What it has done since it was started.
+    async fn vm_stats(&self, project: &Name, name: &Name) -> Answer<VmStats>;
+    /// Asks its guest to make do with less memory, or gives it back.
+    async fn vm_memory(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        target: MemoryTarget,
+    ) -> Answer<Versioned<Vm>>;
+    /// Makes one of its disks longer, whether it runs or not.
+    async fn vm_disk_resize(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        disk: &str,
+        resize: DiskResize,
+    ) -> Answer<Versioned<Vm>>;
+    /// Connects to a port that a program in its guest listens on (vsock).
+    async fn vm_connect(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        port: u32,
+    ) -> Answer<Console>;
     /// Attaches to its console.
     async fn vm_console(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Console>;
     /// What it printed on its serial line (the last part is kept).

@@ -12,10 +12,12 @@ use crate::names::Name;
 
 mod hardware;
 mod journal;
+mod running;
 mod snapshot;
 
 pub use hardware::{DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
 pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
+pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
 pub use snapshot::{Origin, RestoreRequest, Snapshot, SnapshotCreate};
 
 /// Identifies a virtual machine for ever, wherever it runs and whatever it is called: a UUID, version 7.
@@ -163,6 +165,9 @@ pub struct Vm {
     /// The placement decision that chose the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// Memory that its guest is asked to make do with, bytes; all of it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_target_bytes: Option<u64>,
     /// The snapshot that it went on from last, and that its disks stand on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
@@ -188,6 +193,8 @@ pub enum VmPhase {
     Starting,
     /// It runs.
     Running,
+    /// It stands still until it is resumed.
+    Paused,
     /// It runs here and is being sent to another host.
     Migrating,
     /// It is being received and has not run here.

@@ -52,8 +52,11 @@ pub enum Refusal {
     /// A descriptor could not be copied.
     #[error("A descriptor could not be copied")]
     Copy(#[source] std::io::Error),
-    /// A limit could not be changed.
-    #[error("The limit could not be changed")]
+    /// A limit could not be raised.
+    #[error(
+        "The VMM may not write files that long, and the launcher may not let it (it needs CAP_SYS_RESOURCE): stop the VM \
+         first"
+    )]
     Limit(#[source] std::io::Error),
     /// The process could not be started.
     #[error("The child could not be started")]

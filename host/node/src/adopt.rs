@@ -82,7 +82,8 @@ impl Node {
             Ok(vms) => vms,
             Err(fault) => return tracing::error!("machines cannot be looked after: {fault}"),
         };
-        for vm in vms.iter().filter(|vm| vm.phase == VmPhase::Running) {
+        let here = |vm: &&Vm| matches!(vm.phase, VmPhase::Running | VmPhase::Paused);
+        for vm in vms.iter().filter(here) {
             let life = self.life(&vm.id);
             let _life = life.lock().await;
             if self.is_migrating(&vm.id) || self.vmm_listens(&vm.id) {
@@ -142,6 +143,10 @@ impl Node {
                 let status = self.vmm(&vm.id, |vmm| vmm.status()).await?;
                 match status.phase {
                     Phase::Running => {}
+                    Phase::Paused if vm.phase == VmPhase::Paused => {
+                        self.listen_to_guest(&vm.id).await;
+                        return Ok(());
+                    }
                     Phase::Paused => {
                         self.vmm(&vm.id, move |vmm| vmm.resume(epoch)).await?;
                         let at = object(&vm.project, &vm.name);
@@ -161,6 +166,7 @@ impl Node {
                         self.vmm(&vm.id, move |vmm| vmm.run(epoch)).await?;
                     }
                 }
+                self.listen_to_guest(&vm.id).await;
                 if vm.phase != VmPhase::Running {
                     let _ = self.vmm(&vm.id, |vmm| vmm.dirty_stop()).await;
                     self.now_running(vm, epoch).await?;
@@ -169,12 +175,25 @@ impl Node {
             }
             Some(ended) => {
                 let (phase, reason) = verdict(&ended.state);
-                self.ended(&vm.id, phase, &reason).await?;
+                match phase {
+                    VmPhase::Starting if wanted => {
+                        self.phase(&vm.id, phase, &reason).await?;
+                        let at = object(&vm.project, &vm.name);
+                        let message = format!("{}: {reason}, and is started again", vm.name);
+                        self.events.emit("vm.reset", &at, message).await;
+                    }
+                    VmPhase::Starting => self.ended(&vm.id, VmPhase::Stopped, &reason).await?,
+                    _ => self.ended(&vm.id, phase, &reason).await?,
+                }
                 self.launcher.forget(&vm.id).await?;
                 self.start_again(&vm.id).await
             }
             None => match vm.phase {
-                VmPhase::Running | VmPhase::Migrating | VmPhase::InDoubt | VmPhase::Incoming => {
+                VmPhase::Running
+                | VmPhase::Paused
+                | VmPhase::Migrating
+                | VmPhase::InDoubt
+                | VmPhase::Incoming => {
                     let why = "its process is gone, and the launcher does not know why";
                     self.ended(&vm.id, VmPhase::Crashed, why).await?;
                     self.start_again(&vm.id).await
@@ -187,14 +206,18 @@ impl Node {
         }
     }
 
-    /// Starts a machine again that crashed, if its owner wants that: at once the first time, later and later after that.
+    /// Starts a machine again that reset itself, or that crashed, if its owner wants that: at once the first time, later
+    /// and later after that, so that one that does nothing else costs little.
     async fn start_again(&self, id: &str) -> Answer<()> {
         let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
             return Ok(());
         };
-        let wanted = vm.desired == Desired::Running
-            && vm.phase == VmPhase::Crashed
-            && vm.spec.restart == RestartPolicy::OnCrash;
+        let is_down = |vm: &Vm| match vm.phase {
+            VmPhase::Starting => true,
+            VmPhase::Crashed => vm.spec.restart == RestartPolicy::OnCrash,
+            _ => false,
+        };
+        let wanted = vm.desired == Desired::Running && is_down(&vm);
         if !wanted {
             return Ok(());
         }
@@ -204,7 +227,8 @@ impl Node {
                 tokio::time::sleep(node.next_start(&id)).await;
                 let still = node.records.vm_by_id(&id).await.ok().flatten();
                 let still = still.is_some_and(|vm| {
-                    vm.phase == VmPhase::Crashed && vm.desired == Desired::Running
+                    matches!(vm.phase, VmPhase::Crashed | VmPhase::Starting)
+                        && vm.desired == Desired::Running
                 });
                 if !still {
                     return;

@@ -73,6 +73,7 @@ pub(crate) async fn create(
         created_ms: now_ms(),
         started_ms: 0,
         placement,
+        memory_target_bytes: None,
         origin,
     };
     node.record_vm(&vm).await?;

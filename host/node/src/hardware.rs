@@ -22,6 +22,7 @@ use dwcp_vmm::config::{CardAddress, Device, DiskFormat as Layer, DiskLimits, Net
 use serde::{Deserialize, Serialize};
 
 use crate::errors::{chain, conflict, impossible, internal, invalid, record};
+use crate::guests;
 use crate::node::Node;
 
 /// Most disks of a machine.
@@ -36,6 +37,8 @@ const SEED: &str = "cidata";
 pub(crate) const DEFAULT_NETWORK: &str = "default";
 /// Longest user data: it is part of the machine's record, which the store bounds.
 const USER_DATA_BYTES_MAX: usize = 256 << 10;
+/// The address of every guest: each has a host of its own to speak with, and nobody else.
+const GUEST_CID: u32 = 3;
 /// What a copy-on-write file needs beyond its disk's size: tables, a 32nd of it and a little.
 const TABLES_BYTES: u64 = 64 << 20;
 
@@ -54,8 +57,6 @@ pub(crate) struct Hardware {
     pub descriptors: Vec<OwnedFd>,
     /// What taps are made from.
     pub nics: Vec<NicSpec>,
-    /// Length of the longest file that is written.
-    pub file_bytes: u64,
 }
 
 /// Checks what can be checked without looking at images and networks.
@@ -142,6 +143,48 @@ fn told<'a>(setup: &'a GuestSetup, id: &'a str, name: &'a Name) -> seed::Seed<'a
     }
 }
 
+/// What a machine's devices are called, in the order in which [`Node::hardware`] makes them.
+pub(crate) fn labels(spec: &VmSpec) -> Vec<String> {
+    let mut labels: Vec<String> = ["rng", "balloon", "console"].map(Into::into).into();
+    labels.extend(spec.disks.iter().map(|disk| disk.name.clone()));
+    labels.extend(spec.setup.iter().map(|_| SEED.to_owned()));
+    labels.push("vsock".into());
+    labels.extend((0..spec.networks.len()).map(|number| format!("net-{number}")));
+    labels
+}
+
+/// Length of the file of a disk of so many bytes, at most.
+pub(crate) fn file_bytes(format: Layer, bytes: u64) -> u64 {
+    match format {
+        Layer::Raw => bytes,
+        Layer::Qcow2 => bytes + bytes / 32 + TABLES_BYTES,
+    }
+}
+
+/// Makes the file of a raw disk longer that nobody uses. Done also if there is none yet.
+pub(crate) fn lengthen_raw(path: &Path, bytes: u64) -> std::io::Result<()> {
+    let file = match File::options().read(true).write(true).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    file.try_lock().map_err(std::io::Error::other)?;
+    file.set_len(bytes.max(file.metadata()?.len()))?;
+    file.sync_all()
+}
+
+/// Where programs of the host connect to the guest, and an end of what is asked over: the other end is given up, and
+/// another takes its place before the machine runs.
+fn vsock(dir: &Path) -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let path = dir.join(guests::SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    let (_, asking) = guests::pair()?;
+    Ok((listener.into(), asking))
+}
+
 /// Why a machine cannot move to another host, if its hardware holds it here.
 pub(crate) fn bound(spec: &VmSpec) -> Option<&'static str> {
     if !spec.disks.is_empty() || spec.setup.is_some() {
@@ -156,6 +199,17 @@ pub(crate) fn bound(spec: &VmSpec) -> Option<&'static str> {
 }
 
 impl Node {
+    /// Length of the longest file that a machine's process writes: a disk, or a snapshot.
+    pub(crate) fn longest_file(&self, vm: &Vm) -> u64 {
+        let written = vm.spec.disks.iter().filter(|disk| !disk.read_only);
+        let disks = written.map(|disk| {
+            let format = own_file(disk, vm.origin.as_ref()).format;
+            file_bytes(format, disk.size_bytes)
+        });
+        let snapshot = crate::snapshots::file_bytes(vm.spec.memory_bytes);
+        disks.max().unwrap_or(0).max(snapshot)
+    }
+
     /// Adds what a request asks for: the disk that is booted, more disks, what cloud-init is told.
     pub(crate) async fn wish_hardware(&self, spec: &mut VmSpec, request: &VmCreate) -> Answer<()> {
         if let Some(image) = &request.image {
@@ -281,7 +335,11 @@ impl Node {
     /// Everything for the process of a machine, made where it is not there yet.
     pub(crate) async fn hardware(&self, vm: &Vm) -> Answer<Hardware> {
         let mut hardware = Hardware {
-            devices: vec![Device::Rng, Device::Balloon],
+            devices: vec![
+                Device::Rng,
+                Device::Balloon,
+                Device::Console(Default::default()),
+            ],
             ..Hardware::default()
         };
         let dir = self.vm_dir(&vm.id);
@@ -298,6 +356,9 @@ impl Node {
                 .devices
                 .push(block(SEED, true, vec![Layer::Raw], None));
         }
+        let (listener, asking) = vsock(&dir).map_err(internal)?;
+        hardware.descriptors.extend([listener, asking]);
+        hardware.devices.push(Device::Vsock { cid: GUEST_CID });
         for card in &vm.spec.networks {
             let (_, gateway) = self.network(&card.network).await?;
             let mac = card.mac.parse().map_err(internal)?;
@@ -336,11 +397,6 @@ impl Node {
             let own = own_file(disk, vm.origin.as_ref());
             layers.push(own.format);
             files.push(alone(volume(dir, vm, disk, &own)?, disk)?);
-            let length = match own.format {
-                Layer::Raw => disk.size_bytes,
-                Layer::Qcow2 => disk.size_bytes + disk.size_bytes / 32 + TABLES_BYTES,
-            };
-            hardware.file_bytes = hardware.file_bytes.max(length);
             for snapshot in self.below(vm).await? {
                 let kept = own_file(disk, snapshot.origin.as_ref());
                 layers.push(kept.format);

@@ -180,6 +180,13 @@ impl Launcher {
             .await
     }
 
+    /// Lets a VMM write longer files.
+    pub(crate) async fn lengthen(&self, id: &str, file_bytes: u64) -> Answer<()> {
+        let id = child_id(id)?;
+        self.ask(move |client| client.lengthen(&id, file_bytes))
+            .await
+    }
+
     /// Every child that is not forgotten.
     pub(crate) async fn list(&self) -> Answer<Vec<Child>> {
         self.ask(Client::list).await

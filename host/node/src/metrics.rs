@@ -85,10 +85,11 @@ async fn plugins(node: &Node, text: &mut String) {
     }
 }
 
-const PHASES: [(VmPhase, &str); 8] = [
+const PHASES: [(VmPhase, &str); 9] = [
     (VmPhase::Stopped, "stopped"),
     (VmPhase::Starting, "starting"),
     (VmPhase::Running, "running"),
+    (VmPhase::Paused, "paused"),
     (VmPhase::Migrating, "migrating"),
     (VmPhase::Incoming, "incoming"),
     (VmPhase::InDoubt, "in-doubt"),

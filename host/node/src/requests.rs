@@ -13,6 +13,7 @@ use dwcp_control::records::{
 use serde_json::json;
 
 use crate::errors::{conflict, invalid, record, unavailable};
+use crate::events::Running;
 use crate::node::Node;
 use crate::outgoing::{self, Outgoing};
 use crate::peers;
@@ -51,6 +52,21 @@ impl Node {
             running.end(&started).await;
         });
         Ok(operation)
+    }
+
+    /// What every change of a running machine begins with; what is refused then is told by its operation.
+    pub(crate) async fn begin_turn(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        action: &str,
+    ) -> Answer<((Operation, Running), Arc<Self>, String)> {
+        let at = object(project, name);
+        let found = self.find_vm(project, name).await;
+        let found = self.audited(who, action, &at, json!({}), found).await?;
+        let begun = self.operations.begin(action, &at, "beginning").await?;
+        Ok((begun, self.arc()?, found.value.id))
     }
 
     /// Removes a peer that no machine is on its way to.
@@ -98,8 +114,8 @@ impl Node {
         }
         match found.value.phase {
             VmPhase::Stopped | VmPhase::Crashed | VmPhase::Moved => {}
-            VmPhase::Running | VmPhase::Starting if force => {}
-            VmPhase::Running | VmPhase::Starting => {
+            VmPhase::Running | VmPhase::Paused | VmPhase::Starting if force => {}
+            VmPhase::Running | VmPhase::Paused | VmPhase::Starting => {
                 return Err(conflict(format!(
                     "{name} runs: stop it first, or use force"
                 )));

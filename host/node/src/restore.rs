@@ -150,6 +150,7 @@ impl Node {
         self.spawn_vmm(vm, Boot::Shell, Vec::new()).await?;
         self.vmm(&vm.id, move |vmm| vmm.restore(&[memory.as_fd()]))
             .await?;
+        self.lengthen_all(vm).await?;
         step("restore.loaded").await;
         let now = now_ms();
         let changed = self.records.change_vm(&vm.id, |record| {
@@ -207,7 +208,7 @@ fn beyond_name(request: &VmCreate) -> Answer<Option<String>> {
 fn restorable(vm: &Vm) -> Answer<()> {
     match vm.phase {
         VmPhase::Stopped | VmPhase::Crashed => Ok(()),
-        VmPhase::Running | VmPhase::Starting => Err(conflict(format!(
+        VmPhase::Running | VmPhase::Paused | VmPhase::Starting => Err(conflict(format!(
             "{} runs: stop it first, for what it does now is lost by going back",
             vm.name
         ))),

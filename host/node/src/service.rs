@@ -7,18 +7,19 @@ use dwcp_api::service::{
 use dwcp_api::{Fault, Principal, Service};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    AuditCheckpoint, AuditRecord, Binding, Decision, Desired, Event, Host, HostAdd, Image,
-    MarketplaceItem, MigrateRequest, Migration, Operation, Plugin, PluginInstall, Policy,
-    RestoreRequest, Snapshot, SnapshotCreate, Template, Vm, VmCreate, VmPhase,
+    AuditCheckpoint, AuditRecord, Binding, Decision, Desired, DiskResize, Event, Host, HostAdd,
+    Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration, Operation, Plugin,
+    PluginInstall, Policy, RestoreRequest, Snapshot, SnapshotCreate, Template, Vm, VmCreate,
+    VmPhase, VmStats,
 };
 use serde_json::json;
 
-use crate::errors::{conflict, internal, invalid, record};
+use crate::errors::{conflict, internal, invalid, record, unavailable};
 use crate::identity::{Came, Strangers};
 use crate::node::Node;
 use crate::peers;
 use crate::state::{Kept, now_ms, object, page, versioned};
-use crate::{consoles, create, snapshots};
+use crate::{consoles, create, guests, snapshots};
 
 /// How long answers are kept under an idempotency key, ms.
 pub(crate) const REMEMBER_MS: u64 = 24 * 3600 * 1000;
@@ -238,7 +239,7 @@ impl Service for Node {
         let checked = async {
             let vm = self.find_vm(project, name).await?.value;
             match vm.phase {
-                VmPhase::Running | VmPhase::Starting => Ok(vm),
+                VmPhase::Running | VmPhase::Paused | VmPhase::Starting => Ok(vm),
                 VmPhase::Migrating => Err(conflict(format!(
                     "{name} is being migrated: stop it when that has ended"
                 ))),
@@ -275,6 +276,83 @@ impl Service for Node {
                 .await;
         }
         deleted
+    }
+
+    async fn vm_pause(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
+        let begun = self.begin_turn(who, project, name, "vm.pause").await?;
+        let ((operation, running), node, id) = begun;
+        tokio::spawn(async move { running.end(&node.pause(&id).await).await });
+        Ok(operation)
+    }
+
+    async fn vm_resume(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
+        let begun = self.begin_turn(who, project, name, "vm.resume").await?;
+        let ((operation, running), node, id) = begun;
+        tokio::spawn(async move { running.end(&node.resume(&id).await).await });
+        Ok(operation)
+    }
+
+    async fn vm_reset(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
+        let begun = self.begin_turn(who, project, name, "vm.reset").await?;
+        let ((operation, running), node, id) = begun;
+        tokio::spawn(async move { running.end(&node.reset(&id).await).await });
+        Ok(operation)
+    }
+
+    async fn vm_stats(&self, project: &Name, name: &Name) -> Answer<VmStats> {
+        self.stats(project, name).await
+    }
+
+    async fn vm_memory(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        target: MemoryTarget,
+    ) -> Answer<Versioned<Vm>> {
+        let changed = self.set_memory(project, name, &target).await;
+        let at = object(project, name);
+        let changed = self
+            .audited(who, "vm.memory", &at, json!(target), changed)
+            .await;
+        changed.map(versioned)
+    }
+
+    async fn vm_disk_resize(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        disk: &str,
+        resize: DiskResize,
+    ) -> Answer<Versioned<Vm>> {
+        let changed = self.resize_disk(project, name, disk, &resize).await;
+        let at = object(project, name);
+        let detail = json!({ "disk": disk, "size_bytes": resize.size_bytes });
+        let changed = self.audited(who, "vm.disk.resize", &at, detail, changed);
+        changed.await.map(versioned)
+    }
+
+    async fn vm_connect(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        port: u32,
+    ) -> Answer<Console> {
+        let vm = self.find_vm(project, name).await?.value;
+        let connected = guests::connect(&self.vm_dir(&vm.id), port).await;
+        let connected = connected.map_err(|error| {
+            unavailable(format!(
+                "Nothing in the guest of {name} accepts connections on vsock port {port} ({error})"
+            ))
+        });
+        let at = object(project, name);
+        let detail = json!({ "port": port });
+        let stream = self
+            .audited(who, "vm.connect", &at, detail, connected)
+            .await?;
+        Ok(consoles::attach(stream))
     }
 
     async fn vm_console(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Console> {

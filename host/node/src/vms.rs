@@ -22,7 +22,6 @@ use crate::errors::{conflict, impossible, internal, invalid, record};
 use crate::hardware;
 use crate::launcher::Notice;
 use crate::node::Node;
-use crate::snapshots;
 use crate::state::{VmKey, object};
 
 /// How long a guest may take to react to the power button before it is ended.
@@ -118,6 +117,9 @@ impl Node {
         }
         match vm.phase {
             VmPhase::Running | VmPhase::Migrating => return Ok(()),
+            VmPhase::Paused => {
+                return Err(conflict(format!("{} is paused: resume it", vm.name)));
+            }
             VmPhase::Stopped | VmPhase::Crashed | VmPhase::Starting => {}
             VmPhase::Incoming | VmPhase::InDoubt | VmPhase::Moved => {
                 return Err(conflict(format!(
@@ -148,6 +150,11 @@ impl Node {
         let started = self.spawn_and_run(vm, permit).await;
         match started {
             Ok(()) => {
+                if vm.memory_target_bytes.is_some()
+                    && let Err(fault) = self.aim(vm).await
+                {
+                    tracing::warn!("{} is not asked to give up memory: {fault}", vm.name);
+                }
                 let now = crate::state::now_ms();
                 self.records
                     .change_vm(id, |vm| {
@@ -216,6 +223,7 @@ impl Node {
         };
         let images = images.into_iter().map(OwnedFd::from).collect();
         self.spawn_vmm(vm, boot, images).await?;
+        self.lengthen_all(vm).await?;
         self.vmm(&vm.id, move |vmm| vmm.run(permit)).await
     }
 
@@ -254,12 +262,12 @@ impl Node {
         let mut descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];
         descriptors.extend(images);
         descriptors.extend(hardware.descriptors);
-        // It may write disks and snapshots.
-        let longest = snapshots::file_bytes(vm.spec.memory_bytes).max(hardware.file_bytes);
-        let sizes = (vm.spec.memory_bytes, longest);
+        let sizes = (vm.spec.memory_bytes, self.longest_file(vm));
         self.launcher
             .spawn_vmm(&vm.id, sizes, json, descriptors, hardware.nics)
             .await?;
+        // Before its guest runs, which may connect at once.
+        self.listen_to_guest(&vm.id).await;
         Ok(())
     }
 
@@ -292,7 +300,7 @@ impl Node {
         {
             let life = self.life(id);
             let _life = life.lock().await;
-            self.still_running(id).await?;
+            self.still_running(id, force).await?;
             self.records
                 .change_vm(id, |vm| vm.desired = Desired::Stopped)
                 .await
@@ -319,7 +327,7 @@ impl Node {
         }
         let life = self.life(id);
         let _life = life.lock().await;
-        self.still_running(id).await?;
+        self.still_running(id, force).await?;
         self.launcher.end(id).await?;
         let why = format!(
             "did not react to the power button within {} s, and was ended",
@@ -330,10 +338,15 @@ impl Node {
     }
 
     /// A stop finds its machine as it was when it was asked for, or says how it is now.
-    async fn still_running(&self, id: &str) -> Answer<()> {
+    async fn still_running(&self, id: &str, force: bool) -> Answer<()> {
         let vm = self.records.vm_by_id(id).await.map_err(record)?;
         match vm {
             Some(vm) if vm.phase == VmPhase::Running => Ok(()),
+            Some(vm) if vm.phase == VmPhase::Paused && force => Ok(()),
+            Some(vm) if vm.phase == VmPhase::Paused => Err(conflict(format!(
+                "{} is paused, and feels no power button: resume it, or stop it by force",
+                vm.name
+            ))),
             Some(vm) => Err(conflict(format!(
                 "{} does not run here any more: {}",
                 vm.name, vm.reason
@@ -444,7 +457,7 @@ pub(crate) fn verdict(state: &ChildState) -> (VmPhase, String) {
     };
     match last_words.as_deref() {
         Some("guest: power-off") => (VmPhase::Stopped, "the guest powered off".into()),
-        Some("guest: reset") => (VmPhase::Stopped, "the guest reset itself".into()),
+        Some("guest: reset") => (VmPhase::Starting, "the guest reset itself".into()),
         Some(words) => (VmPhase::Crashed, words.to_owned()),
         None => {
             let how = match (code, signal) {
@@ -473,6 +486,8 @@ mod tests {
     fn a_guest_that_ends_itself_has_not_crashed() {
         let (phase, _) = verdict(&exit(Some(0), None, Some("guest: power-off")));
         assert_eq!(phase, VmPhase::Stopped);
+        let (phase, _) = verdict(&exit(Some(0), None, Some("guest: reset")));
+        assert_eq!(phase, VmPhase::Starting);
         let (phase, why) = verdict(&exit(Some(159), None, Some("seccomp: openat")));
         assert_eq!((phase, why.as_str()), (VmPhase::Crashed, "seccomp: openat"));
         let (phase, why) = verdict(&exit(None, Some(9), None));

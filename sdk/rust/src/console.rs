@@ -54,7 +54,19 @@ pub struct ConsoleInput {
 impl Client {
     /// Attaches to a machine's console.
     pub async fn vm_console(&self, project: &str, name: &str) -> Result<Console> {
-        let attached = tokio::time::timeout(ATTACH_TIMEOUT, self.attach(project, name));
+        let path = ["v1", "projects", project, "vms", name, "console"];
+        self.stream(&path).await
+    }
+
+    /// Connects to a vsock port that a program in a machine's guest listens on: its output is what the program says.
+    pub async fn vm_connect(&self, project: &str, name: &str, port: u32) -> Result<Console> {
+        let port = port.to_string();
+        let path = ["v1", "projects", project, "vms", name, "ports", &port];
+        self.stream(&path).await
+    }
+
+    async fn stream(&self, path: &[&str]) -> Result<Console> {
+        let attached = tokio::time::timeout(ATTACH_TIMEOUT, self.attach(path));
         let socket = attached
             .await
             .map_err(|_| self.unreachable(io::Error::from(io::ErrorKind::TimedOut)))??;
@@ -68,11 +80,11 @@ impl Client {
         })
     }
 
-    async fn attach(&self, project: &str, name: &str) -> Result<Socket> {
+    async fn attach(&self, path: &[&str]) -> Result<Socket> {
         let base = &self.inner.base;
         let host = base.host_str().unwrap_or_default();
         let port = base.port_or_known_default().unwrap_or(443);
-        let path = escaped(&["v1", "projects", project, "vms", name, "console"]);
+        let path = escaped(path);
         let url = format!("wss://{host}:{port}{path}");
         let mut request = url
             .into_client_request()

@@ -151,6 +151,16 @@ impl Client {
         self.object(call).await
     }
 
+    /// PUT of JSON.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T> {
+        let call = self.call(Method::PUT, path, &[]).json(body)?;
+        self.object(call).await
+    }
+
     /// DELETE of an object.
     pub(crate) async fn delete(&self, path: &[&str], query: &[(&str, &str)]) -> Result<()> {
         let call = self.call(Method::DELETE, path, query);

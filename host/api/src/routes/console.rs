@@ -23,7 +23,9 @@ use crate::service::{ByteStream, Console};
 use crate::state::Api;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(attach_console))
+    OpenApiRouter::new()
+        .routes(routes!(attach_console))
+        .routes(routes!(connect_vm))
 }
 
 /// Attach to a machine's console.
@@ -39,13 +41,47 @@ async fn attach_console(
     Path((project, name)): Path<(Name, Name)>,
     request: Request,
 ) -> Reply<Response> {
-    let (mut parts, _) = request.into_parts();
-    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
-        .await
-        .map_err(|refused: WebSocketUpgradeRejection| Problem::upgrade(refused.body_text()))?;
+    let upgrade = upgrade(request).await?;
     let place = api.stream()?;
     let console = api.service.vm_console(&who, &project, &name).await?;
-    Ok(upgrade
+    Ok(relayed(api, upgrade, place, console))
+}
+
+/// Connect to a port that a program in a machine's guest listens on.
+///
+/// A WebSocket (RFC 6455). Binary messages carry the bytes of a stream over virtio-vsock, both ways. It needs neither a
+/// network nor an address of the guest. The server closes with 1000 when the guest closes.
+#[utoipa::path(get, path = "/v1/projects/{project}/vms/{name}/ports/{port}", operation_id = "connectVm", tag = "vms",
+    params(("project" = Name, Path, description = "The project"), ("name" = Name, Path, description = "The machine"),
+        ("port" = u32, Path, description = "The guest's vsock port")),
+    responses((status = 101, description = "The guest accepted the connection")))]
+async fn connect_vm(
+    State(api): State<Api>,
+    Caller(who): Caller,
+    Path((project, name, port)): Path<(Name, Name, u32)>,
+    request: Request,
+) -> Reply<Response> {
+    let upgrade = upgrade(request).await?;
+    let place = api.stream()?;
+    let stream = api.service.vm_connect(&who, &project, &name, port).await?;
+    Ok(relayed(api, upgrade, place, stream))
+}
+
+async fn upgrade(request: Request) -> Reply<WebSocketUpgrade> {
+    let (mut parts, _) = request.into_parts();
+    WebSocketUpgrade::from_request_parts(&mut parts, &())
+        .await
+        .map_err(|refused: WebSocketUpgradeRejection| Problem::upgrade(refused.body_text()))
+}
+
+/// Carries bytes between a client and a guest, as long as both are there. `place` counts the stream.
+fn relayed<P: Send + 'static>(
+    api: Api,
+    upgrade: WebSocketUpgrade,
+    place: P,
+    console: Console,
+) -> Response {
+    upgrade
         .max_message_size(CONSOLE_MESSAGE_BYTES_MAX)
         .max_frame_size(CONSOLE_MESSAGE_BYTES_MAX)
         .max_write_buffer_size(4 * CONSOLE_MESSAGE_BYTES_MAX)
@@ -53,7 +89,7 @@ async fn attach_console(
         .on_upgrade(move |socket| async move {
             relay(&api, socket, console).await;
             drop(place);
-        }))
+        })
 }
 
 async fn relay(api: &Api, socket: WebSocket, console: Console) {
@@ -84,7 +120,7 @@ async fn to_client(sink: &mut SplitSink<WebSocket, Message>, mut output: ByteStr
             piece = output.next() => match piece {
                 Some(Ok(piece)) => Message::Binary(piece),
                 Some(Err(_)) => return Some((close_code::ERROR, "the console broke")),
-                None => return Some((close_code::NORMAL, "the machine stopped")),
+                None => return Some((close_code::NORMAL, "the machine or its program ended it")),
             },
             _ = ping.tick() => Message::Ping(Bytes::new()),
         };

@@ -11,6 +11,7 @@ pub(crate) mod migrations;
 pub(crate) mod operations;
 pub(crate) mod plugins;
 pub(crate) mod policies;
+pub(crate) mod running;
 pub(crate) mod snapshots;
 pub(crate) mod system;
 pub(crate) mod templates;
@@ -38,6 +39,7 @@ pub(crate) fn keyed() -> OpenApiRouter<Api> {
         .merge(hosts::routes())
         .merge(images::routes())
         .merge(vms::routes())
+        .merge(running::routes())
         .merge(snapshots::routes())
         .merge(console::routes())
         .merge(migrations::routes())

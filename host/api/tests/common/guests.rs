@@ -47,6 +47,22 @@ impl Fake {
         Ok(())
     }
 
+    /// Changes a machine and tells of it.
+    pub(super) fn change(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        kind: &str,
+        change: impl FnOnce(&mut Vm),
+    ) -> Answer<Versioned<Vm>> {
+        let mut vm = self.vm(project, name)?.value;
+        change(&mut vm);
+        let vm = self.set_vm(vm);
+        self.happened(&who.name, kind, &object_of(project, name), "It changed");
+        Ok(vm)
+    }
+
     /// Attaches to a guest that says what it hears in capitals.
     pub(super) fn attach(&self, project: &Name, name: &Name) -> Answer<Console> {
         if self.vm(project, name)?.value.phase != VmPhase::Running {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use dwcp_control::Name;
 use dwcp_control::records::{
-    Capacity, Desired, Host, MarketplaceItem, MigrateRequest, Migration, MigrationPhase, Operation,
-    OperationState, Placement, Progress, RestartPolicy, Round, Side, Snapshot, Vm, VmCreate,
-    VmPhase, VmSpec,
+    Capacity, Desired, DeviceStats, Host, MarketplaceItem, MigrateRequest, Migration,
+    MigrationPhase, Operation, OperationState, Placement, Progress, RestartPolicy, Round, Side,
+    Snapshot, VcpuStats, Vm, VmCreate, VmPhase, VmSpec, VmStats,
 };
 use sha2::{Digest, Sha256};
 
@@ -70,6 +70,28 @@ pub(super) fn marketplace() -> Vec<MarketplaceItem> {
     ]
 }
 
+pub(super) fn stats(vm: &Vm) -> VmStats {
+    let device = |name: &str, operations| DeviceStats {
+        name: name.into(),
+        operations,
+        from_guest_bytes: operations * 4096,
+        to_guest_bytes: operations * 512,
+        errors: 0,
+        needs_reset: false,
+    };
+    VmStats {
+        vcpus: vec![VcpuStats {
+            exits: 48_211,
+            cpu_ns: 1_250_000_000,
+        }],
+        memory_bytes: vm.spec.memory_bytes,
+        balloon_target_bytes: 0,
+        balloon_bytes: 0,
+        console_bytes: 8_192,
+        devices: vec![device("rng", 3), device("root", 1_904)],
+    }
+}
+
 pub(super) fn snapshot(vm: &Vm, name: &Name) -> Snapshot {
     Snapshot {
         id: uuid::Uuid::now_v7().to_string(),
@@ -122,6 +144,7 @@ pub(super) fn vm(project: &Name, request: &VmCreate, decision: &str) -> Vm {
         epoch: 1,
         created_ms: NOW_MS,
         started_ms: if request.start { NOW_MS + 250 } else { 0 },
+        memory_target_bytes: None,
         origin: None,
         placement: Some(Placement {
             decision: decision.into(),

@@ -10,10 +10,10 @@ use dwcp_api::service::{
 };
 use dwcp_control::Name;
 use dwcp_control::records::{
-    AuditCheckpoint, AuditRecord, Binding, BindingMode, Decision, Desired, Event, Host, HostAdd,
-    Image, MarketplaceItem, MigrateRequest, Migration, MigrationPhase, Operation, OperationState,
-    Plugin, PluginInstall, Policy, RestoreRequest, Snapshot, SnapshotCreate, Template, Vm,
-    VmCreate, VmPhase,
+    AuditCheckpoint, AuditRecord, Binding, BindingMode, Decision, Desired, DiskResize, Event, Host,
+    HostAdd, Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration, MigrationPhase,
+    Operation, OperationState, Plugin, PluginInstall, Policy, RestoreRequest, Snapshot,
+    SnapshotCreate, Template, Vm, VmCreate, VmPhase, VmStats,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
@@ -269,6 +269,70 @@ impl Service for Fake {
         self.migrate(who, project, name, request)
     }
 
+    async fn vm_pause(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
+        self.change(who, project, name, "vm.paused", |vm| {
+            vm.phase = VmPhase::Paused
+        })?;
+        Ok(self.simple("vm.pause", &object_of(project, name)))
+    }
+    async fn vm_resume(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
+        self.change(who, project, name, "vm.resumed", |vm| {
+            vm.phase = VmPhase::Running
+        })?;
+        Ok(self.simple("vm.resume", &object_of(project, name)))
+    }
+    async fn vm_reset(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Operation> {
+        self.change(who, project, name, "vm.reset", |vm| {
+            vm.phase = VmPhase::Running
+        })?;
+        Ok(self.simple("vm.reset", &object_of(project, name)))
+    }
+    async fn vm_stats(&self, project: &Name, name: &Name) -> Answer<VmStats> {
+        let vm = self.vm(project, name)?.value;
+        if vm.phase != VmPhase::Running {
+            return refuse(FaultKind::Conflict, "The machine does not run");
+        }
+        Ok(sample::stats(&vm))
+    }
+    async fn vm_memory(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        target: MemoryTarget,
+    ) -> Answer<Versioned<Vm>> {
+        self.change(who, project, name, "vm.memory", |vm| {
+            vm.memory_target_bytes = Some(target.target_bytes);
+        })
+    }
+    async fn vm_disk_resize(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        disk: &str,
+        resize: DiskResize,
+    ) -> Answer<Versioned<Vm>> {
+        let vm = self.vm(project, name)?.value;
+        let Some(at) = vm.spec.disks.iter().position(|of| of.name == disk) else {
+            return Err(Fault::not_found(format!("disk {disk} of {name}")));
+        };
+        self.change(who, project, name, "vm.disk.resized", |vm| {
+            vm.spec.disks[at].size_bytes = resize.size_bytes;
+        })
+    }
+    async fn vm_connect(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        port: u32,
+    ) -> Answer<Console> {
+        if port != 22 {
+            return refuse(FaultKind::Unavailable, "Nothing in the guest listens there");
+        }
+        self.vm_console(who, project, name).await
+    }
     async fn vm_restore(
         &self,
         who: &Principal,

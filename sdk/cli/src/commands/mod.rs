@@ -10,6 +10,7 @@ pub mod image;
 pub mod migration;
 pub mod plugin;
 pub mod policy;
+pub mod running;
 pub mod snapshot;
 pub mod template;
 pub mod vm;

@@ -8,7 +8,7 @@ use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, NetworkSpec, Operati
 use futures::StreamExt;
 
 use super::console::{self, ConsoleArgs};
-use super::{image, migration};
+use super::{image, migration, running};
 use crate::args::{digest, pair};
 use crate::context::Context;
 use crate::progress::{self, MigrationBar};
@@ -43,6 +43,64 @@ pub enum VmCommand {
         /// At once, without asking the guest: what it has not written is lost
         #[arg(long)]
         force: bool,
+    },
+    /// Pause a machine: it stands still and keeps its memory
+    Pause {
+        /// Its name
+        name: String,
+    },
+    /// Let a paused machine go on
+    Resume {
+        /// Its name
+        name: String,
+    },
+    /// Reset a machine, as a reset button does: what it has not written is lost, and it boots
+    Reset {
+        /// Its name
+        name: String,
+    },
+    /// Show what a running machine's processors and devices have done
+    Stats {
+        /// Its name
+        name: String,
+    },
+    /// Ask a machine's guest to make do with less memory, or give it back
+    #[command(
+        after_help = "By the balloon: how far the guest is, `dwcp vm stats` shows. It is asked again whenever it starts.
+
+Examples:
+  dwcp vm memory web 512MiB
+  dwcp vm memory web 1GiB"
+    )]
+    Memory {
+        /// Its name
+        name: String,
+        /// What it keeps, such as 512MiB; all that it has gives everything back
+        #[arg(value_parser = units::parse_size)]
+        size: u64,
+    },
+    /// Make a disk of a machine longer, whether it runs or not
+    #[command(after_help = "Example:
+  dwcp vm resize-disk web root 40GiB")]
+    ResizeDisk {
+        /// The machine
+        name: String,
+        /// The disk
+        disk: String,
+        /// Its size from now on, such as 40GiB
+        #[arg(value_parser = units::parse_size)]
+        size: u64,
+    },
+    /// Connect standard input and output to a vsock port in a machine's guest
+    #[command(
+        after_help = "It needs neither a network nor an address of the guest. systemd 256 and later has an SSH server there:
+  ssh -o ProxyCommand='dwcp vm connect web 22' root@web"
+    )]
+    Connect {
+        /// Its name
+        name: String,
+        /// The port
+        port: u32,
     },
     /// Let a stopped machine go on from a snapshot of it: what its disks held until now is lost
     #[command(after_help = "Example:
@@ -183,6 +241,15 @@ pub async fn run(context: &Context, command: VmCommand) -> anyhow::Result<()> {
             let operation = wait(context, &operation, "stopping").await?;
             output.done(&operation, &format!("{name} is stopped"))
         }
+        VmCommand::Pause { name } => running::pause(context, &name).await,
+        VmCommand::Resume { name } => running::resume(context, &name).await,
+        VmCommand::Reset { name } => running::reset(context, &name).await,
+        VmCommand::Stats { name } => running::stats(context, &name).await,
+        VmCommand::Memory { name, size } => running::memory(context, &name, size).await,
+        VmCommand::ResizeDisk { name, disk, size } => {
+            running::resize_disk(context, &name, &disk, size).await
+        }
+        VmCommand::Connect { name, port } => running::connect(context, &name, port).await,
         VmCommand::Restore { name, snapshot } => {
             let operation = client.vm_restore(project, &name, &snapshot).await?;
             let operation = wait(context, &operation, "restoring").await?;
@@ -392,7 +459,7 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("wanted", vm.desired.to_string()),
         ("host", vm.host.clone()),
         ("epoch", vm.epoch.to_string()),
-        ("memory", units::size(vm.spec.memory_bytes)),
+        ("memory", memory(vm)),
         ("vcpus", vm.spec.vcpus.to_string()),
         ("template", optional(&vm.template)),
         (
@@ -411,6 +478,14 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("created", units::moment(vm.created_ms)),
         ("started", units::moment(vm.started_ms)),
     ]
+}
+
+fn memory(vm: &Vm) -> String {
+    let all = units::size(vm.spec.memory_bytes);
+    match vm.memory_target_bytes {
+        Some(target) => format!("{all}, of which it is to use {}", units::size(target)),
+        None => all,
+    }
 }
 
 fn lines(lines: impl Iterator<Item = String>) -> String {

@@ -7,6 +7,7 @@ mod images;
 mod operations;
 mod plugins;
 mod policies;
+mod running;
 mod snapshots;
 mod vms;
 

@@ -10,6 +10,7 @@ mod operation;
 mod plugin;
 mod policy;
 mod problem;
+mod running;
 mod snapshot;
 mod vm;
 
@@ -20,6 +21,7 @@ pub use operation::{Event, Operation, OperationState};
 pub use plugin::{MarketplaceItem, Plugin, PluginInstall, Template};
 pub use policy::{Binding, BindingMode, Decision, Policy};
 pub use problem::Problem;
+pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
 pub use snapshot::{Origin, RestoreRequest, Snapshot, SnapshotCreate};
 pub use vm::{
     Desired, DiskSpec, GuestSetup, NetworkSpec, Placement, RestartPolicy, Vm, VmCreate, VmCreated,

@@ -220,6 +220,9 @@ pub struct Vm {
     /// Why its host was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// Memory that its guest is asked to make do with, bytes; all of it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_target_bytes: Option<u64>,
     /// The snapshot that it went on from last, and that its disks stand on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
@@ -250,6 +253,8 @@ pub enum VmPhase {
     Starting,
     /// It runs.
     Running,
+    /// It stands still until it is resumed.
+    Paused,
     /// It runs here and is being sent to another host.
     Migrating,
     /// It is being received and has not run here.
@@ -269,6 +274,7 @@ words!(VmPhase {
     Stopped => "stopped",
     Starting => "starting",
     Running => "running",
+    Paused => "paused",
     Migrating => "migrating",
     Incoming => "incoming",
     InDoubt => "in-doubt",
