@@ -211,7 +211,7 @@ fn translate(condition: &Condition) -> Result<SeccompCondition, seccompiler::Bac
 }
 
 /// A filter under which only `clone3` fails, as if the kernel did not have it.
-fn clone3_is_unknown() -> Result<BpfProgram, ConfineError> {
+pub(crate) fn clone3_is_unknown() -> Result<BpfProgram, ConfineError> {
     let filter = SeccompFilter::new(
         BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
         SeccompAction::Allow,

@@ -13,7 +13,8 @@
 //! not need with [`confine`]; and says why it ends with [`LastWords::say`]. A system call that it gave up ends it at
 //! once with exit code [`DENIED_EXIT_CODE`], and its last words name the call.
 //!
-//! The launcher's half is [`Handover`], which puts descriptors in their places, and [`parse_last_words`].
+//! The launcher's half is [`Handover`], which puts descriptors in their places, [`OuterFilter`], which takes away what
+//! no such process needs, and [`parse_last_words`].
 //!
 //! What always holds: last words are bounded and free of control characters before anyone shows them, because the
 //! process that wrote them may have been taken over. This crate must never know what a VMM or a mover does.
@@ -21,6 +22,7 @@
 mod confine;
 mod handover;
 mod inherit;
+mod outer;
 mod syscalls;
 mod words;
 
@@ -29,6 +31,7 @@ pub use confine::{
 };
 pub use handover::{Handover, HandoverError, LastWordsPipe};
 pub use inherit::{InheritError, Inheritance, inherit};
+pub use outer::OuterFilter;
 pub use syscalls::syscall_name;
 pub use words::{
     Kind, LAST_WORDS_BYTES_MAX, LAST_WORDS_TEXT_MAX, LastWords, SpokenWords, parse_last_words,

@@ -1,4 +1,5 @@
-//! The walls around a child: namespaces, an empty root, a user without power, limits; then its program.
+//! The walls around a child: namespaces, an empty root, a user without power, limits, fewer system calls; then its
+//! program.
 //!
 //! The launcher has one thread, so after `clone3` the child may run ordinary code; still it only makes system calls
 //! and reports the one that failed. It waits for the launcher's word before it begins (its user mapping and control
@@ -8,7 +9,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use dwcp_jail::Handover;
+use dwcp_jail::{Handover, OuterFilter};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -68,6 +69,8 @@ pub enum Step {
     Capabilities,
     /// Set limits.
     Limits,
+    /// Give up system calls.
+    Calls,
     /// Put descriptors in place.
     Descriptors,
     /// Execute its program.
@@ -75,12 +78,13 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 7] = [
+    const ALL: [Step; 8] = [
         Step::Wait,
         Step::User,
         Step::Root,
         Step::Capabilities,
         Step::Limits,
+        Step::Calls,
         Step::Descriptors,
         Step::Execute,
     ];
@@ -92,6 +96,7 @@ impl Step {
             Step::Root => "make itself an empty root",
             Step::Capabilities => "give up its capabilities",
             Step::Limits => "set its limits",
+            Step::Calls => "give up system calls (the kernel must have CONFIG_SECCOMP_FILTER)",
             Step::Descriptors => "put its descriptors in place",
             Step::Execute => "execute its program (it must be linked statically)",
         }
@@ -103,6 +108,7 @@ impl Step {
 pub struct Sandbox {
     /// `/dev/null`, at [`HIGH_FD`] or above.
     null: OwnedFd,
+    filter: OuterFilter,
     /// Whether children are put into user namespaces.
     user_namespaces: bool,
     /// Whether children share the launcher's standard error.
@@ -147,6 +153,7 @@ impl Sandbox {
         let allowed = fs::read_to_string("/proc/sys/user/max_user_namespaces");
         Ok(Self {
             null: raise(null.into())?,
+            filter: OuterFilter::new().map_err(std::io::Error::other)?,
             user_namespaces: allowed.is_ok_and(|text| text.trim() != "0"),
             verbose,
         })
@@ -266,6 +273,7 @@ impl Sandbox {
         drop_capabilities().map_err(at(Step::Capabilities))?;
         set_limits(order.file_bytes).map_err(at(Step::Limits))?;
         die_with(launcher).map_err(at(Step::Limits))?;
+        self.filter.install().map_err(at(Step::Calls))?;
         self.place(order).map_err(at(Step::Descriptors))?;
         execute(order, count).map_err(at(Step::Execute))
     }
@@ -463,14 +471,21 @@ fn set_limits(file_bytes: u64) -> Result<(), Errno> {
     use nix::sys::stat::{Mode, umask};
     umask(Mode::from_bits_truncate(0o077));
     nix::unistd::setsid()?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    setrlimit(Resource::RLIMIT_FSIZE, file_bytes, file_bytes)?;
-    setrlimit(Resource::RLIMIT_NPROC, TASKS_MAX, TASKS_MAX)?;
-    setrlimit(
-        Resource::RLIMIT_NOFILE,
-        DESCRIPTORS_OPEN_MAX,
-        DESCRIPTORS_OPEN_MAX,
-    )
+    for (resource, most) in [
+        // Not zero: a program that takes dumps by a pipe, with the guest's memory in them, is started all the same.
+        (Resource::RLIMIT_CORE, 1),
+        (Resource::RLIMIT_FSIZE, file_bytes),
+        (Resource::RLIMIT_NPROC, TASKS_MAX),
+        (Resource::RLIMIT_NOFILE, DESCRIPTORS_OPEN_MAX),
+        // Whoever started the launcher may have been given more of these.
+        (Resource::RLIMIT_MEMLOCK, 0),
+        (Resource::RLIMIT_MSGQUEUE, 0),
+        (Resource::RLIMIT_NICE, 0),
+        (Resource::RLIMIT_RTPRIO, 0),
+    ] {
+        setrlimit(resource, most, most)?;
+    }
+    Ok(())
 }
 
 /// Dies when the launcher does. A change of user undoes this, so it comes after; so the launcher may be gone already.

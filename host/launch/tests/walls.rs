@@ -106,10 +106,14 @@ fn the_kernel_agrees() {
         assert_eq!(oom.trim(), "300");
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
         for (name, value) in [
-            ("Max core file size", "0"),
+            ("Max core file size", "1"),
             ("Max file size", "67108864"),
             ("Max open files", "256"),
             ("Max processes", "128"),
+            ("Max locked memory", "0"),
+            ("Max msgqueue size", "0"),
+            ("Max nice priority", "0"),
+            ("Max realtime priority", "0"),
         ] {
             let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
             let found: Vec<_> = line[name.len()..].split_whitespace().collect();
