@@ -1,7 +1,9 @@
-//! Control groups for children, where the machine has them: memory and number of tasks.
+//! Control groups for children, where the machine has them: memory and number of tasks, processors and disks.
 //!
-//! Version 2 if the launcher's own group offers `memory` and `pids`; else the version 1 hierarchies of these two,
-//! whichever is mounted; else none. Groups lie in one directory that carries the launcher's process id, below the
+//! Version 2 if the launcher's own group offers `memory` and `pids`, with `cpu` and `io` if it offers them too; else the
+//! version 1 hierarchies of these four, whichever are mounted; else none. Of processors and disks no child has a most:
+//! when they are short, each child gets the same share, however many threads it has. All children together weigh as much
+//! as one ordinary thread on every processor. Groups lie in one directory that carries the launcher's process id, below the
 //! group it was started in; directories of launchers that are gone are removed at the start.
 
 use std::fs::{self, File};
@@ -16,6 +18,12 @@ const PREFIX: &str = "dwcp-launch.";
 const OWN: &str = "launcher";
 /// Says which controllers the groups below have.
 const CONTROL: &str = "cgroup.subtree_control";
+/// What the groups of children have; in version 2 all or none.
+const LIMITED: [&str; 2] = ["memory", "pids"];
+/// What they have where it is there, by its name in version 2.
+const SHARED: [&str; 2] = ["cpu", "io"];
+/// Both, by their names in version 1.
+const OLD: [&str; 4] = ["memory", "pids", "cpu", "blkio"];
 /// Lists a group's processes; writing to it moves one.
 const PROCESSES: &str = "cgroup.procs";
 
@@ -33,12 +41,7 @@ pub enum Groups {
         left: Option<PathBuf>,
     },
     /// One directory for each old hierarchy there is.
-    Old {
-        /// For `memory`.
-        memory: Option<PathBuf>,
-        /// For `pids`.
-        pids: Option<PathBuf>,
-    },
+    Old(Vec<PathBuf>),
     /// Nothing; the reason, for the log.
     None(&'static str),
 }
@@ -66,17 +69,15 @@ impl Groups {
                 ),
             }
         }
-        let old = |controller| {
-            let base = old_base(&mounts, &own, controller)?;
-            remove_stale(&base);
-            let directory = base.join(&name);
-            fs::create_dir(&directory).ok()?;
-            Some(directory)
-        };
-        match (old("memory"), old("pids")) {
-            (None, None) => Self::None("no hierarchy with memory or pids can be written to"),
-            (memory, pids) => Self::Old { memory, pids },
+        let mut directories = Vec::new();
+        for controller in OLD {
+            let base = old_base(&mounts, &own, controller);
+            directories.extend(base.and_then(|base| prepare_old(&base, &name)));
         }
+        if directories.is_empty() {
+            return Self::None("no hierarchy with memory, pids, cpu or blkio can be written to");
+        }
+        Self::Old(directories)
     }
 
     /// In one line, for the log.
@@ -85,12 +86,9 @@ impl Groups {
             Self::Unified { directory, .. } => {
                 format!("control groups (v2) in {}", directory.display())
             }
-            Self::Old { memory, pids } => {
-                let directories: Vec<_> = [memory, pids]
-                    .into_iter()
-                    .flatten()
-                    .map(|directory| directory.display().to_string())
-                    .collect();
+            Self::Old(directories) => {
+                let directories = directories.iter().map(|one| one.display().to_string());
+                let directories: Vec<_> = directories.collect();
                 format!("control groups (v1) in {}", directories.join(" and "))
             }
             Self::None(reason) => format!("no control groups: {reason}"),
@@ -111,18 +109,20 @@ impl Groups {
         match self {
             Self::Unified { directory, .. } => {
                 let directory = group.add(directory, name)?;
-                fs::write(directory.join("memory.max"), memory_max)?;
+                fs::write(directory.join("memory.max"), &memory_max)?;
                 fs::write(directory.join("pids.max"), tasks_max)?;
+                // What is swapped out is not counted there.
+                write_if_there(&directory.join("memory.swap.max"), &memory_max)?;
                 group.unified = Some(File::open(directory)?.into());
             }
-            Self::Old { memory, pids } => {
-                if let Some(base) = memory {
+            Self::Old(bases) => {
+                for base in bases {
                     let directory = group.add(base, name)?;
-                    fs::write(directory.join("memory.limit_in_bytes"), memory_max)?;
-                }
-                if let Some(base) = pids {
-                    let directory = group.add(base, name)?;
-                    fs::write(directory.join("pids.max"), tasks_max)?;
+                    // What is swapped out is counted with the rest, in a limit that must not be less than the first.
+                    for file in ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] {
+                        write_if_there(&directory.join(file), &memory_max)?;
+                    }
+                    write_if_there(&directory.join("pids.max"), &tasks_max)?;
                 }
             }
             Self::None(_) => {}
@@ -138,13 +138,15 @@ impl Drop for Groups {
                 let _ = fs::remove_dir(directory);
                 // As it was found: another launcher may be started in the same group.
                 if let Some(base) = left {
-                    let _ = fs::write(base.join(CONTROL), "-memory -pids");
+                    for controller in LIMITED.iter().chain(&SHARED) {
+                        let _ = fs::write(base.join(CONTROL), format!("-{controller}"));
+                    }
                     let _ = fs::write(base.join(PROCESSES), std::process::id().to_string());
                     let _ = fs::remove_dir(base.join(OWN));
                 }
             }
-            Self::Old { memory, pids } => {
-                for directory in [memory, pids].into_iter().flatten() {
+            Self::Old(directories) => {
+                for directory in directories {
                     let _ = fs::remove_dir(directory);
                 }
             }
@@ -200,19 +202,58 @@ fn unified_base(mounts: &str, own: &str) -> Option<PathBuf> {
 /// root of the hierarchy; so the launcher moves into one of its own first.
 fn prepare_unified(base: &Path, name: &str) -> io::Result<(PathBuf, Option<PathBuf>)> {
     remove_stale(base);
+    let limited = LIMITED.map(|controller| format!("+{controller}")).join(" ");
     let control = base.join(CONTROL);
     let mut left = None;
-    if fs::write(&control, "+memory +pids").is_err() {
+    if fs::write(&control, &limited).is_err() {
         let own = base.join(OWN);
         fs::create_dir_all(&own)?;
         fs::write(own.join(PROCESSES), std::process::id().to_string())?;
         left = Some(base.to_owned());
-        fs::write(&control, "+memory +pids")?;
+        fs::write(&control, &limited)?;
     }
     let directory = base.join(name);
     fs::create_dir(&directory)?;
-    fs::write(directory.join(CONTROL), "+memory +pids")?;
+    fs::write(directory.join(CONTROL), limited)?;
+    for controller in SHARED.map(|controller| format!("+{controller}")) {
+        if let Err(error) = fs::write(&control, &controller)
+            .and_then(|()| fs::write(directory.join(CONTROL), &controller))
+        {
+            eprintln!("dwcp-launch: Children have no share of their own ({controller}): {error}");
+        }
+    }
+    weigh(&directory);
     Ok((directory, left))
+}
+
+/// Makes the launcher's directory in an old hierarchy. None if it is there: two of its controllers are mounted together.
+fn prepare_old(base: &Path, name: &str) -> Option<PathBuf> {
+    remove_stale(base);
+    let directory = base.join(name);
+    fs::create_dir(&directory).ok()?;
+    weigh(&directory);
+    Some(directory)
+}
+
+/// Gives all children together the weight of one ordinary thread on every processor: a group's weight is divided among
+/// the processors that it uses. Without it they would share one thread's.
+fn weigh(directory: &Path) {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    for (file, one, most) in [("cpu.weight", 100, 10_000), ("cpu.shares", 1024, 262_144)] {
+        let weight = (processors * one).min(most).to_string();
+        if let Err(error) = write_if_there(&directory.join(file), &weight) {
+            eprintln!("dwcp-launch: {file} of children cannot be set: {error}");
+        }
+    }
+}
+
+/// Writes to a file of a group, if its controller is there and has that file.
+fn write_if_there(file: &Path, text: &str) -> io::Result<()> {
+    match fs::write(file, text) {
+        // No file can be made in a group, whoever asks.
+        Err(_) if !file.exists() => Ok(()),
+        result => result,
+    }
 }
 
 /// The launcher's own group in the old hierarchy of `controller`.
@@ -267,6 +308,8 @@ fn remove_stale(base: &Path) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     const MOUNTS: &str = "tmpfs /sys/fs/cgroup tmpfs rw,relatime,mode=755 0 0\n\
@@ -289,5 +332,30 @@ mod tests {
         let memory = old_base(MOUNTS, own, "memory");
         assert_eq!(memory, Some("/sys/fs/cgroup/memory".into()));
         assert_eq!(old_base(MOUNTS, own, "pids"), None);
+    }
+
+    #[test]
+    fn a_unified_group_is_divided_and_limited() {
+        // Made up: what is written to it stays as it is.
+        let base = tempfile::tempdir().unwrap();
+        let read = |file: &str| fs::read_to_string(base.path().join(file)).unwrap();
+        let (directory, left) = prepare_unified(base.path(), "dwcp-launch.7").unwrap();
+        assert_eq!((directory, left), (base.path().join("dwcp-launch.7"), None));
+        // The last of what was asked for.
+        assert_eq!(read("dwcp-launch.7/cgroup.subtree_control"), "+io");
+        let weight: usize = read("dwcp-launch.7/cpu.weight").parse().unwrap();
+        assert!(weight >= 100 && weight.is_multiple_of(100));
+        let groups = Groups::Unified {
+            directory: base.path().join("dwcp-launch.7"),
+            left: None,
+        };
+        let group = groups.make("vm-1", 64 << 20).unwrap();
+        assert!(group.unified().is_some() && group.files().is_empty());
+        for file in ["memory.max", "memory.swap.max"] {
+            let bytes = (72 << 20) + OVERHEAD_BYTES;
+            let file = format!("dwcp-launch.7/vm-1/{file}");
+            assert_eq!(read(&file), bytes.to_string(), "{file}");
+        }
+        assert_eq!(read("dwcp-launch.7/vm-1/pids.max"), TASKS_MAX.to_string());
     }
 }

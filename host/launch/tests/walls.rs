@@ -137,24 +137,41 @@ fn children_are_in_control_groups_where_there_are_any() {
         let procs = fs::read_to_string(group.join("vm-1/cgroup.procs")).unwrap();
         assert_eq!(procs.trim(), vmm.pid.to_string());
     }
-    let limits: Vec<String> = ["memory.limit_in_bytes", "memory.max", "pids.max"]
-        .iter()
-        .flat_map(|file| {
-            launcher
-                .groups
-                .iter()
-                .map(move |group| group.join("vm-1").join(file))
-        })
-        .filter_map(|file| fs::read_to_string(file).ok())
-        .map(|text| text.trim().to_owned())
-        .collect();
-    assert_eq!(
-        limits,
-        [
-            (MEMORY_BYTES * 9 / 8 + (256 << 20)).to_string(),
-            "128".to_owned()
-        ]
-    );
+    let bytes = (MEMORY_BYTES * 9 / 8 + (256 << 20)).to_string();
+    let processors = std::thread::available_parallelism().unwrap().get();
+    let shares = (processors * 1024).to_string();
+    let weight = (processors * 100).to_string();
+    let mut found = Vec::new();
+    for (file, value) in [
+        ("vm-1/memory.limit_in_bytes", bytes.as_str()),
+        ("vm-1/memory.memsw.limit_in_bytes", &bytes),
+        ("vm-1/memory.max", &bytes),
+        ("vm-1/memory.swap.max", &bytes),
+        ("vm-1/pids.max", "128"),
+        ("vm-1/cpu.shares", "1024"),
+        ("vm-1/cpu.weight", "100"),
+        ("cpu.shares", &shares),
+        ("cpu.weight", &weight),
+    ] {
+        let files = launcher.groups.iter().map(|group| group.join(file));
+        for file in files.filter(|file| file.exists()) {
+            let text = fs::read_to_string(&file).unwrap();
+            assert_eq!(text.trim(), value, "{}", file.display());
+            found.push(file);
+        }
+    }
+    println!("limits: {found:?}");
+    // The kernel's own view of it: every controller that this host has for groups holds this child in its own.
+    let view = fs::read_to_string(format!("/proc/{}/cgroup", vmm.pid)).unwrap();
+    for controller in controllers(&launcher) {
+        let line = view.lines().find(|line| {
+            let names = line.split(':').nth(1).unwrap();
+            names.split(',').any(|name| name == controller)
+        });
+        let is_own = line.is_some_and(|line| line.ends_with("/vm-1"));
+        assert!(is_own, "{controller}: {view}");
+        println!("{controller}: in a group of its own");
+    }
     launcher.client().kill(&common::id("vm-1")).unwrap();
     launcher.exit_of("vm-1");
     for group in &launcher.groups {
@@ -184,4 +201,21 @@ fn movers_work_on_the_memory_of_their_vm() {
     assert_eq!(other.ask("peek 2"), 0);
     // The bitmap is shared, and both sides write to it; it is too short for the byte that the orders mean.
     assert_eq!(source.report["descriptors"][1]["writable"], true);
+}
+
+/// Which of the old controllers there are, each by its name; for version 2 the one that has none.
+fn controllers(launcher: &Launcher) -> Vec<&'static str> {
+    if launcher.groups[0].join("cgroup.controllers").exists() {
+        return vec![""];
+    }
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let is_mounted = |controller: &&str| {
+        let mut groups = mounts.lines().filter(|line| line.contains(" cgroup "));
+        groups.any(|line| {
+            let options = line.split(' ').nth(3).unwrap();
+            options.split(',').any(|option| option == *controller)
+        })
+    };
+    let all = ["memory", "pids", "cpu", "blkio"];
+    all.into_iter().filter(is_mounted).collect()
 }
