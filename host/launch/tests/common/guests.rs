@@ -30,8 +30,17 @@ impl Bed {
         Self::with(|_| {})
     }
 
+    /// With another program than the stand-in for VMMs.
+    pub fn with_vmm(vmm: &str) -> Self {
+        Self::make(|_| {}, Some(vmm))
+    }
+
     /// With a host that is prepared before its launcher starts.
     pub fn with(prepare: impl FnOnce(&Namespace)) -> Self {
+        Self::make(prepare, None)
+    }
+
+    fn make(prepare: impl FnOnce(&Namespace), vmm: Option<&str>) -> Self {
         let prefix = prefix();
         let host = Namespace::new(&prefix, "host");
         let outside = Namespace::new(&prefix, "outside");
@@ -39,7 +48,7 @@ impl Bed {
         host.join(&outside, ["up0", "up0"], [&addresses[0], &addresses[1]]);
         prepare(&host);
         Self {
-            launcher: Launcher::start_in(&host, &prefix, &[]),
+            launcher: Launcher::start_in_with_vmm(&host, &prefix, &[], vmm),
             host,
             outside,
             prefix,

@@ -4,11 +4,13 @@
 pub mod frames;
 pub mod guests;
 pub mod namespaces;
+pub mod rogue;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -68,6 +70,20 @@ impl Launcher {
     pub fn start_with_mover(arguments: &[&str], mover: Option<&str>) -> Self {
         let program = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"));
         Self::start_command(program, arguments, [None, mover])
+    }
+
+    /// Started by somebody who first does `prepare` in its process.
+    pub fn start_after(prepare: fn() -> std::io::Result<()>) -> Self {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"));
+        // SAFETY: `prepare` only makes system calls.
+        unsafe { program.pre_exec(prepare) };
+        Self::start_command(program, &["--allow-uid", "0"], [None, None])
+    }
+
+    /// With another program than the stand-in for VMMs.
+    pub fn start_with_vmm(vmm: &str) -> Self {
+        let program = Command::new(env!("CARGO_BIN_EXE_dwcp-launch"));
+        Self::start_command(program, &["--allow-uid", "0"], [Some(vmm), None])
     }
 
     /// In a network namespace, with a prefix of its own for networks.

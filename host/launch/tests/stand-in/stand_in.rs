@@ -3,6 +3,7 @@
 //! The last descriptor that it is given, before as many taps as its configuration says (`taps`), is a socket. It writes
 //! one line of JSON to it, then obeys one order a line.
 
+mod rogue;
 mod taps;
 
 use std::ffi::CString;
@@ -56,10 +57,9 @@ fn main() {
     let _ = writeln!(socket.get_mut(), "{report}");
     let mut order = String::new();
     while socket.read_line(&mut order).is_ok_and(|count| count > 0) {
-        let answer = match taps::obey(order.trim(), &taps) {
-            Some(answer) => answer,
-            None => obey(order.trim(), last_words, &descriptors),
-        };
+        let special = taps::obey(order.trim(), &taps);
+        let special = special.or_else(|| rogue::obey(order.trim(), &descriptors));
+        let answer = special.unwrap_or_else(|| obey(order.trim(), last_words, &descriptors));
         let _ = writeln!(socket.get_mut(), "{answer}");
         order.clear();
     }
