@@ -20,7 +20,7 @@ use crate::{cargo, machine, plugins, test};
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Rows (numbers) or figures (names) of the published targets; all that there are if none is given
+    /// Rows (numbers) or figures (names); all that there are if none is given
     #[arg(value_name = "ROW|NAME")]
     rows: Vec<String>,
     /// Write the figures to this file, as a JSON array
@@ -208,10 +208,10 @@ fn table(figures: &[Figure]) -> String {
     let number = |value: f64| format!("{value:.2}");
     let maybe = |value: Option<f64>| value.map_or_else(|| "-".into(), number);
     let mut out = format!(
-        "\n{:>3}  {:<16}{:>10}{:>10}{:>10}  {:<4}  {:<20}{:>10}{:>7}{:>6}{:>8}{:>7}  {}\n",
+        "\n{:>3}  {:<20}{:>10}{:>10}{:>10}  {:<4}  {:<20}{:>10}{:>7}{:>6}{:>8}{:>7}  {}\n",
         "row",
         "what",
-        "median",
+        "value",
         "low",
         "high",
         "unit",
@@ -225,7 +225,7 @@ fn table(figures: &[Figure]) -> String {
     );
     for one in figures {
         out += &format!(
-            "{:>3}  {:<16}{:>10}{:>10}{:>10}  {:<4}  {:<20}{:>10}{:>7}{:>6}{:>8}{:>7}  {}\n",
+            "{:>3}  {:<20}{:>10}{:>10}{:>10}  {:<4}  {:<20}{:>10}{:>7}{:>6}{:>8}{:>7}  {}\n",
             one.target,
             one.what,
             number(one.value),
@@ -242,8 +242,13 @@ fn table(figures: &[Figure]) -> String {
         );
     }
     out += "\n";
+    let mut noted: Vec<&str> = Vec::new();
     for one in figures {
-        if let Some(note) = &one.note {
+        // A figure that several references stand beside has one note.
+        if let Some(note) = &one.note
+            && !noted.contains(&one.what.as_str())
+        {
+            noted.push(&one.what);
             out += &format!("{}: {note}\n", one.what);
         }
     }
@@ -292,6 +297,8 @@ mod tests {
         );
         let found = figures(&line, "cargo xtask bench 9", "here").unwrap();
         assert!(table(&found).contains("call_us: alone") && table(&found).contains("3.50"));
+        let twice = [found.clone(), found.clone()].concat();
+        assert_eq!(table(&twice).matches("call_us: alone").count(), 1);
         let text = serde_json::to_string(&found).unwrap();
         assert!(text.contains("\"steal_percent\":3.5") && !text.contains("\"low\""));
     }

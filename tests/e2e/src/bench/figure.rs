@@ -14,7 +14,7 @@ pub struct Figure {
     pub target: u32,
     /// Its name there, or a name of its own for what only explains another.
     pub what: String,
-    /// Median of all runs.
+    /// Median of all runs, where its name does not say otherwise.
     pub value: f64,
     /// Unit of the value.
     pub unit: String,
@@ -54,12 +54,34 @@ impl Figure {
         unit: &str,
         goal: &str,
     ) -> anyhow::Result<Self> {
+        Self::with_value(target, what, median(values)?, values, unit, goal)
+    }
+
+    /// The 99th percentile of `values`, without a reference.
+    pub fn p99_of(
+        target: u32,
+        what: &str,
+        values: &[f64],
+        unit: &str,
+        goal: &str,
+    ) -> anyhow::Result<Self> {
+        Self::with_value(target, what, p99(values)?, values, unit, goal)
+    }
+
+    fn with_value(
+        target: u32,
+        what: &str,
+        value: f64,
+        values: &[f64],
+        unit: &str,
+        goal: &str,
+    ) -> anyhow::Result<Self> {
         let least = values.iter().copied().reduce(f64::min);
         let most = values.iter().copied().reduce(f64::max);
         Ok(Self {
             target,
             what: what.into(),
-            value: median(values)?,
+            value,
             unit: unit.into(),
             goal: goal.into(),
             reference: "reference not run".into(),
@@ -83,23 +105,27 @@ impl Figure {
         }
     }
 
-    /// Naming a reference that was not run.
+    /// Naming a reference that was not measured, and why.
     #[must_use]
-    pub fn without(self, reference: &str) -> Self {
+    pub fn without(self, reference: &str, why: &str) -> Self {
         Self {
-            reference: format!("{reference}: reference not run"),
+            reference: format!("{reference}: not measured ({why})"),
             ..self
         }
     }
 
     /// Beside a reference that was measured in the same run.
     pub fn beside(self, reference: &str, values: &[f64]) -> anyhow::Result<Self> {
-        let reference_value = median(values)?;
-        ensure!(reference_value > 0.0, "A reference takes some time");
+        self.beside_value(reference, median(values)?)
+    }
+
+    /// Beside what became of a reference's values as this figure's became of its own.
+    pub fn beside_value(self, reference: &str, value: f64) -> anyhow::Result<Self> {
+        ensure!(value > 0.0, "A reference takes some time");
         Ok(Self {
             reference: reference.into(),
-            reference_value: Some(reference_value),
-            ratio: Some(rounded(self.value / reference_value)),
+            reference_value: Some(value),
+            ratio: Some(rounded(self.value / value)),
             ..self
         })
     }
@@ -126,6 +152,15 @@ pub fn median(values: &[f64]) -> anyhow::Result<f64> {
     Ok(rounded((upper + lower.unwrap_or(upper)) / 2.0))
 }
 
+/// The 99th percentile: the least of the values that no more than 1 % are above.
+pub fn p99(values: &[f64]) -> anyhow::Result<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (values.len() * 99).div_ceil(100).saturating_sub(1);
+    let value = sorted.get(rank).context("Nothing was measured")?;
+    Ok(rounded(*value))
+}
+
 /// To three digits after the point: more would only seem exact.
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
@@ -145,12 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn no_more_than_one_of_a_hundred_is_above_the_99th_percentile() {
+        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert_eq!(p99(&values).unwrap(), 198.0);
+        assert_eq!(p99(&[7.0]).unwrap(), 7.0);
+        assert!(p99(&[]).is_err());
+    }
+
+    #[test]
     fn a_figure_needs_a_measurement_and_shows_its_range() {
         assert!(Figure::of(1, "start_ms", &[], "ms", "<= 10").is_err());
         let figure = Figure::of(1, "start_ms", &[8.0, 9.0, 20.0], "ms", "<= 10").unwrap();
         assert_eq!((figure.value, figure.runs), (9.0, 3));
         assert_eq!((figure.low, figure.high), (Some(8.0), Some(20.0)));
         assert!(figure.reference.contains("not run") && figure.ratio.is_none());
+        let without = figure.clone().without("other", "it is not here");
+        assert_eq!(without.reference, "other: not measured (it is not here)");
         let beside = figure.beside("other 1", &[18.0]).unwrap();
         assert_eq!(beside.ratio, Some(0.5));
     }

@@ -1,42 +1,37 @@
-//! A launcher of this run's own, and VMs started through it as the daemon starts them: descriptors, jail, seccomp.
+//! A launcher of this run's own, through which VMs are started as the daemon starts them: descriptors, jail, seccomp.
 //!
 //! What always holds: launcher and VMs end when the [`Launcher`] is dropped, and its directory goes with it.
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use dwcp_launch::Client;
-use dwcp_launch::protocol::{ChildId, ChildState, NetworkKind, NicSpec};
-use dwcp_vmm::client::VmmClient;
-use dwcp_vmm::config::{Boot, Device, DiskFormat, DiskLimits, NetLimits, VmConfig};
+use dwcp_launch::protocol::NetworkKind;
 
 use crate::host::{COMES_UP, end};
 use crate::programs::Programs;
 
 /// What the names of this run's bridge and taps begin with, so that they are not a host's.
 const PREFIX: &str = "dwbn";
-const NETWORK: &str = "bench";
+/// The network of every card.
+pub const NETWORK: &str = "bench";
 const SUBNET: &str = "10.99.0.0/24";
-const ADDRESS: &str = "10.99.0.2/24";
-const MAC: &str = "02:00:00:00:00:02";
 /// Of the disk that every VM has.
-const DISK_BYTES: u64 = 64 << 20;
+pub const DISK_BYTES: u64 = 64 << 20;
 
 /// A running launcher.
 #[derive(Debug)]
-pub struct Launcher {
+struct Launcher {
     process: Child,
     dir: tempfile::TempDir,
 }
 
 impl Launcher {
     /// Starts one, and waits until it answers.
-    pub fn start(programs: &Programs) -> anyhow::Result<Self> {
+    fn start(programs: &Programs) -> anyhow::Result<Self> {
         let user = nix::unistd::geteuid();
         ensure!(user.is_root(), "The launcher needs root: run this as root");
         let dir = tempfile::Builder::new().prefix("dwcp-bench-").tempdir()?;
@@ -67,12 +62,25 @@ impl Launcher {
     }
 
     /// What a thread that measures takes with it.
-    pub fn bench(&self) -> Bench {
+    fn bench(&self) -> Bench {
         Bench {
             dir: self.dir.path().to_owned(),
             launcher: self.process.id(),
         }
     }
+}
+
+/// Starts a launcher, and measures on a thread of its own. Whoever drops this ends the launcher, and with it what the
+/// thread waits for.
+pub async fn measure<T: Send + 'static>(
+    what: impl FnOnce(&Bench, &Programs) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let programs = Programs::find()?;
+    let launcher = Launcher::start(&programs)?;
+    let bench = launcher.bench();
+    tokio::task::spawn_blocking(move || what(&bench, &programs))
+        .await
+        .context("The measuring thread panicked")?
 }
 
 impl Drop for Launcher {
@@ -86,19 +94,6 @@ impl Drop for Launcher {
 pub struct Bench {
     dir: PathBuf,
     launcher: u32,
-}
-
-/// A VM that is to be started: everything that the daemon prepares before it asks the launcher.
-#[derive(Debug)]
-pub struct Prepared {
-    id: ChildId,
-    config: VmConfig,
-    socket: PathBuf,
-    log: PathBuf,
-    listener: UnixListener,
-    log_file: File,
-    kernel: File,
-    disk: File,
 }
 
 impl Bench {
@@ -137,121 +132,6 @@ impl Bench {
         }
         Ok(path)
     }
-
-    /// Prepares one vCPU and 128 MiB with our guest, a disk and a network card.
-    pub fn prepare(&self, id: &str, cmdline: &str) -> anyhow::Result<Prepared> {
-        let socket = self.dir.join(format!("{id}.sock"));
-        let log = self.dir.join(format!("{id}.log"));
-        Ok(Prepared {
-            id: id.parse()?,
-            config: VmConfig {
-                devices: vec![Device::Rng, Device::Balloon, disk(), card()?],
-                ..config(id, cmdline)
-            },
-            disk: open_disk(&self.disk()?)?,
-            listener: UnixListener::bind(&socket)?,
-            log_file: File::options().create(true).append(true).open(&log)?,
-            kernel: File::open(self.kernel()?)?,
-            socket,
-            log,
-        })
-    }
-}
-
-/// The disk of every VM.
-pub fn disk() -> Device {
-    Device::Block {
-        id: "disk".into(),
-        read_only: false,
-        chain: vec![DiskFormat::Raw],
-        queues: 1,
-        limits: DiskLimits::default(),
-    }
-}
-
-/// Opens the disk's file as a VM needs it.
-pub fn open_disk(path: &Path) -> anyhow::Result<File> {
-    Ok(File::options().read(true).write(true).open(path)?)
-}
-
-fn card() -> anyhow::Result<Device> {
-    Ok(Device::Net {
-        mac: MAC.parse()?,
-        mtu: 1500,
-        told: None,
-        limits: NetLimits::default(),
-    })
-}
-
-/// One vCPU and 128 MiB, no devices.
-pub fn config(id: &str, cmdline: &str) -> VmConfig {
-    VmConfig {
-        id: id.to_owned(),
-        vcpus: 1,
-        memory_bytes: 128 << 20,
-        boot: Boot::Fresh {
-            cmdline: cmdline.to_owned(),
-            initrd: false,
-        },
-        generation: None,
-        devices: Vec::new(),
-    }
-}
-
-impl Prepared {
-    /// Its name with the launcher.
-    pub fn id(&self) -> &ChildId {
-        &self.id
-    }
-
-    /// Its serial log.
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
-    /// Starts the process; answers its id.
-    pub fn spawn(&self, client: &mut Client) -> anyhow::Result<u32> {
-        let descriptors = [
-            self.listener.as_fd(),
-            self.log_file.as_fd(),
-            self.kernel.as_fd(),
-            self.disk.as_fd(),
-        ];
-        let config = serde_json::to_value(&self.config)?;
-        let nic = NicSpec {
-            mac: MAC.parse()?,
-            address: ADDRESS.parse()?,
-            network: NETWORK.parse()?,
-        };
-        let memory_bytes = self.config.memory_bytes;
-        Ok(client.spawn_vmm_with(
-            &self.id,
-            memory_bytes,
-            DISK_BYTES,
-            config,
-            &descriptors,
-            &[nic],
-        )?)
-    }
-
-    /// Connects to the process. Nothing races: the socket was bound before it started.
-    pub fn connect(&self) -> anyhow::Result<VmmClient> {
-        Ok(VmmClient::connect(&self.socket)?)
-    }
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.socket);
-        let _ = fs::remove_file(&self.log);
-    }
-}
-
-/// Fails unless this is how a guest ends by its own reset.
-pub fn check_reset(state: &ChildState) -> anyhow::Result<()> {
-    let by_reset = matches!(state, ChildState::Exited { code: Some(0), last_words: Some(words), .. } if words == "guest: reset");
-    ensure!(by_reset, "The guest did not end by its reset: {state:?}");
-    Ok(())
 }
 
 /// utime, stime, cutime and cstime of `/proc/PID/stat`, fields 14 to 17.

@@ -5,7 +5,7 @@
 //! (its own seccomp filters stay); they take turns, with Firecracker where there is one.
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -17,8 +17,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::figure::{Figure, median};
-use super::firecracker::{Firecracker, OtherRun};
-use super::launcher::{Bench, Launcher, check_reset, config, disk, open_disk};
+use super::firecracker::start::{Configured, OtherRun};
+use super::firecracker::{self, Firecracker};
+use super::launcher::{self, Bench};
+use super::machine::{SMALL, check_reset, disk, fresh, open_disk};
 use super::say;
 use crate::programs::Programs;
 
@@ -29,14 +31,9 @@ const CMDLINE: &str = "exit=reset";
 const DEADLINE: Duration = Duration::from_secs(60);
 const NOTE: &str = "128 MiB, 1 vCPU";
 
-pub async fn measure(firecracker: Option<PathBuf>) -> anyhow::Result<Vec<Figure>> {
-    let programs = Programs::find()?;
-    let launcher = Launcher::start(&programs)?;
-    let bench = launcher.bench();
-    // If this is dropped the launcher ends, and with it what the thread waits for.
-    tokio::task::spawn_blocking(move || rounds(&bench, &programs, firecracker))
-        .await
-        .context("The measuring thread panicked")?
+pub async fn measure(firecracker: Option<&Path>) -> anyhow::Result<Vec<Figure>> {
+    let firecracker = Firecracker::given(firecracker);
+    launcher::measure(move |bench, programs| rounds(bench, programs, firecracker)).await
 }
 
 /// When what had happened, ms after the request.
@@ -59,10 +56,11 @@ struct Runs {
 fn rounds(
     bench: &Bench,
     programs: &Programs,
-    firecracker: Option<PathBuf>,
+    firecracker: Result<Firecracker, String>,
 ) -> anyhow::Result<Vec<Figure>> {
-    let firecracker = firecracker
-        .map(|path| Firecracker::new(path, bench, CMDLINE))
+    let configured = firecracker.as_ref().ok();
+    let configured = configured
+        .map(|program| Configured::new(program, bench, SMALL, CMDLINE))
         .transpose()?;
     let mut client = bench.client()?;
     let mut exits = bench.client()?.watch()?;
@@ -72,7 +70,7 @@ fn rounds(
         let stages = through_launcher(bench, &mut client, &mut exits, round)?;
         let used_ms = bench.cpu_ms()? - before_ms;
         let bare_ms = without_launcher(bench, programs)?;
-        let other = firecracker.as_ref().map(Firecracker::run).transpose()?;
+        let other = configured.as_ref().map(Configured::run).transpose()?;
         if round >= WARM_UP {
             runs.jailed.push(stages);
             runs.bare_ms.push(bare_ms);
@@ -80,10 +78,10 @@ fn rounds(
             runs.other.extend(other);
         }
     }
-    figures(&runs, firecracker.as_ref())
+    figures(&runs, &firecracker)
 }
 
-fn figures(runs: &Runs, firecracker: Option<&Firecracker>) -> anyhow::Result<Vec<Figure>> {
+fn figures(runs: &Runs, firecracker: &Result<Firecracker, String>) -> anyhow::Result<Vec<Figure>> {
     let of = |stage: fn(&Stages) -> f64| runs.jailed.iter().map(stage).collect::<Vec<f64>>();
     say(format!(
         "through the launcher: process {:.1} ms after the request, ready after {:.1} ms, ended after {:.1} ms",
@@ -96,8 +94,8 @@ fn figures(runs: &Runs, firecracker: Option<&Firecracker>) -> anyhow::Result<Vec
     let finish = |figure: Figure, other: &[f64], how: &str| {
         let figure = figure.noted(&format!("{NOTE}; {how}"));
         match firecracker {
-            Some(firecracker) => figure.beside(firecracker.version(), other),
-            None => Ok(figure.without("Firecracker")),
+            Ok(firecracker) => figure.beside(firecracker.version(), other),
+            Err(why) => Ok(figure.without(firecracker::NAME, why)),
         }
     };
     let goal = "<= 10, ratio <= 0.75";
@@ -137,7 +135,7 @@ fn through_launcher(
     exits: &mut Exits,
     round: usize,
 ) -> anyhow::Result<Stages> {
-    let vm = bench.prepare(&format!("start-{round}"), CMDLINE)?;
+    let vm = bench.prepare(&format!("start-{round}"), SMALL, CMDLINE)?;
     let began = Instant::now();
     let at = || began.elapsed().as_secs_f64() * 1000.0;
     vm.spawn(client)?;
@@ -160,7 +158,7 @@ fn through_launcher(
 fn without_launcher(bench: &Bench, programs: &Programs) -> anyhow::Result<f64> {
     let config = VmConfig {
         devices: vec![Device::Rng, disk()],
-        ..config("bare", CMDLINE)
+        ..SMALL.config("bare", fresh(CMDLINE))?
     };
     let file = open_disk(&bench.disk()?)?;
     let kernel = std::fs::File::open(bench.kernel()?)?;
