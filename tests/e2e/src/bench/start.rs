@@ -20,7 +20,7 @@ use super::figure::{Figure, median};
 use super::firecracker::start::{Configured, OtherRun};
 use super::firecracker::{self, Firecracker};
 use super::launcher::{self, Bench};
-use super::machine::{SMALL, check_reset, disk, fresh, open_disk};
+use super::machine::{SMALL, Shape, check_reset, disk, fresh, open_disk};
 use super::say;
 use crate::programs::Programs;
 
@@ -30,6 +30,11 @@ const CMDLINE: &str = "exit=reset";
 /// A guest that has not reset itself after this long never will.
 const DEADLINE: Duration = Duration::from_secs(60);
 const NOTE: &str = "128 MiB, 1 vCPU";
+/// Without the launcher there is no tap, so no card.
+const BARE: Shape = Shape {
+    card: None,
+    ..SMALL
+};
 
 pub async fn measure(firecracker: Option<&Path>) -> anyhow::Result<Vec<Figure>> {
     let firecracker = Firecracker::given(firecracker);
@@ -51,6 +56,8 @@ struct Runs {
     bare_ms: Vec<f64>,
     cpu_ms: f64,
     other: Vec<OtherRun>,
+    /// Without a card.
+    other_bare_ms: Vec<f64>,
 }
 
 fn rounds(
@@ -60,7 +67,10 @@ fn rounds(
 ) -> anyhow::Result<Vec<Figure>> {
     let configured = firecracker.as_ref().ok();
     let configured = configured
-        .map(|program| Configured::new(program, bench, SMALL, CMDLINE))
+        .map(|program| {
+            let with_card = Configured::new(program, bench, SMALL, CMDLINE)?;
+            anyhow::Ok((with_card, Configured::new(program, bench, BARE, CMDLINE)?))
+        })
         .transpose()?;
     let mut client = bench.client()?;
     let mut exits = bench.client()?.watch()?;
@@ -70,12 +80,16 @@ fn rounds(
         let stages = through_launcher(bench, &mut client, &mut exits, round)?;
         let used_ms = bench.cpu_ms()? - before_ms;
         let bare_ms = without_launcher(bench, programs)?;
-        let other = configured.as_ref().map(Configured::run).transpose()?;
+        let other = match &configured {
+            Some((with_card, bare)) => Some((with_card.run()?, bare.run()?.wall_ms)),
+            None => None,
+        };
         if round >= WARM_UP {
             runs.jailed.push(stages);
             runs.bare_ms.push(bare_ms);
             runs.cpu_ms += used_ms;
-            runs.other.extend(other);
+            runs.other.extend(other.map(|(with_card, _)| with_card));
+            runs.other_bare_ms.extend(other.map(|(_, bare_ms)| bare_ms));
         }
     }
     figures(&runs, &firecracker)
@@ -107,8 +121,9 @@ fn figures(runs: &Runs, firecracker: &Result<Firecracker, String>) -> anyhow::Re
         )?,
         finish(
             Figure::of(1, "start_bare_ms", &runs.bare_ms, "ms", "stated")?,
-            &other_ms,
-            "block and entropy attached; without dwcp-launch, so neither namespaces nor a tap; seccomp on",
+            &runs.other_bare_ms,
+            "block and entropy attached; without dwcp-launch, so neither namespaces nor a tap; seccomp on; the reference without \
+             a card too",
         )?,
         finish(
             mean_of_runs(runs.cpu_ms)?,

@@ -37,10 +37,9 @@ impl Configured {
         shape: Shape,
         cmdline: &str,
     ) -> anyhow::Result<Self> {
-        let number = shape.card.unwrap_or_default();
         let tap = shape.card.map(Tap::new).transpose()?;
         let name = tap.as_ref().map(Tap::name).unwrap_or_default();
-        let path = bench.dir().join(format!("firecracker-{number}.json"));
+        let path = bench.dir().join(format!("firecracker{name}.json"));
         fs::write(&path, config(bench, shape, cmdline, name)?.to_string())?;
         Ok(Self {
             program: program.clone(),
