@@ -9,6 +9,7 @@
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 mod mailbox;
 
@@ -47,6 +48,8 @@ pub enum ChannelError {
 #[derive(Debug)]
 pub struct Channel {
     socket: UnixStream,
+    /// How long a message may take, from the first wait for it to its last byte.
+    patience: Option<Duration>,
 }
 
 impl AsFd for Channel {
@@ -58,7 +61,10 @@ impl AsFd for Channel {
 impl Channel {
     /// Takes over a connected stream socket.
     pub fn new(socket: UnixStream) -> Self {
-        Self { socket }
+        Self {
+            patience: None,
+            socket,
+        }
     }
 
     /// Gives the socket back, for a connection that stops speaking messages (a console).
@@ -66,9 +72,11 @@ impl Channel {
         self.socket
     }
 
-    /// How long [`Channel::receive`] waits.
-    pub fn set_read_timeout(&self, timeout: std::time::Duration) -> Result<(), ChannelError> {
-        Ok(self.socket.set_read_timeout(Some(timeout))?)
+    /// How long [`Channel::receive`] waits for a whole message, however it comes.
+    pub fn set_read_timeout(&mut self, timeout: Duration) -> Result<(), ChannelError> {
+        self.socket.set_read_timeout(Some(timeout))?;
+        self.patience = Some(timeout);
+        Ok(())
     }
 
     /// Sends one message with descriptors, which stay the caller's.
@@ -104,19 +112,36 @@ impl Channel {
 
     /// Waits for one message. Its descriptors are close-on-exec and owned by the caller.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), ChannelError> {
+        let until = self.patience.map(|patience| Instant::now() + patience);
         let mut head = [0u8; 4];
         let (got, fds) = receive_head(&self.socket, &mut head)?;
         if got == 0 {
             return Err(ChannelError::Closed);
         }
-        self.socket.read_exact(&mut head[got..])?;
+        self.read_exact(&mut head[got..], until)?;
         let length = u32::from_le_bytes(head) as usize;
         if length > MESSAGE_BYTES_MAX {
             return Err(ChannelError::TooLong(length));
         }
         let mut body = vec![0; length];
-        self.socket.read_exact(&mut body)?;
+        self.read_exact(&mut body, until)?;
         Ok((serde_json::from_slice(&body)?, fds))
+    }
+
+    /// A peer that sends a byte now and then is not waited for longer than one that sends nothing.
+    fn read_exact(&mut self, mut rest: &mut [u8], until: Option<Instant>) -> std::io::Result<()> {
+        while !rest.is_empty() {
+            if until.is_some_and(|until| Instant::now() > until) {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            match self.socket.read(rest) {
+                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => rest = &mut rest[count..],
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 //! Nothing lives only in the memory of the daemon, so this is also what a crash at any moment comes to. A machine that a
 //! migration of this process is moving is left to that migration, and looked after when it has ended.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use dwcp_api::service::Answer;
@@ -12,6 +12,7 @@ use dwcp_control::ownership::{Outcome, Ownership};
 use dwcp_control::records::{Desired, MigrationPhase, RestartPolicy, Side, Vm, VmPhase};
 use dwcp_launch::protocol::{Child, ChildKind};
 use dwcp_vmm::protocol::Phase;
+use futures::StreamExt;
 
 use crate::errors::record;
 use crate::node::Node;
@@ -24,6 +25,8 @@ use crate::vms::verdict;
 const KEEP: Duration = Duration::from_millis(500);
 /// Rounds of the keeper between two looks at what can be dropped.
 const ROUNDS_TO_TIDY: u32 = 600;
+/// How many machines are looked after at a time.
+const AT_ONCE: usize = 16;
 /// Why a machine does not run that was being restored when its host went.
 const CUT_OFF: &str = "what was to start it was cut off: it is as it was before";
 /// Migrations and operations whose records are kept.
@@ -46,9 +49,7 @@ impl Node {
             self.launcher.end(child.id.as_str()).await?;
         }
         let vms = self.vms().await?;
-        for vm in &vms {
-            self.look_after(&vm.id).await;
-        }
+        self.look_after_these(&vms).await;
         for child in children.iter().filter(|c| c.kind == ChildKind::Vmm) {
             if !vms.iter().any(|vm| vm.id == child.id.as_str()) {
                 let message = format!(
@@ -66,13 +67,16 @@ impl Node {
     /// Looks after every machine.
     pub(crate) async fn look_after_all(&self) {
         match self.vms().await {
-            Ok(vms) => {
-                for vm in &vms {
-                    self.look_after(&vm.id).await;
-                }
-            }
+            Ok(vms) => self.look_after_these(&vms).await,
             Err(fault) => tracing::error!("machines cannot be looked after: {fault}"),
         }
+    }
+
+    /// Several at a time: one whose process does not answer keeps no other waiting.
+    async fn look_after_these(&self, vms: &[Vm]) {
+        futures::stream::iter(vms)
+            .for_each_concurrent(AT_ONCE, |vm| self.look_after(&vm.id))
+            .await;
     }
 
     /// A launcher that ends takes its children with it: machines whose processes do not listen any more have crashed, and
@@ -84,8 +88,9 @@ impl Node {
         };
         let here = |vm: &&Vm| matches!(vm.phase, VmPhase::Running | VmPhase::Paused);
         for vm in vms.iter().filter(here) {
+            // Whoever has it finds out; this is told again and again.
             let life = self.life(&vm.id);
-            let _life = life.lock().await;
+            let Ok(_life) = life.try_lock() else { continue };
             if self.is_migrating(&vm.id) || self.vmm_listens(&vm.id) {
                 continue;
             }
@@ -98,8 +103,18 @@ impl Node {
 
     /// Brings one machine to what the store allows. What fails is tried again by the keeper.
     pub(crate) async fn look_after(&self, id: &str) {
-        if let Err(fault) = self.try_look_after(id).await {
-            tracing::warn!("machine {id} cannot be looked after now: {fault}");
+        let unsettled = || {
+            self.unsettled
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        match self.try_look_after(id).await {
+            Ok(()) => drop(unsettled().remove(id)),
+            Err(fault) => {
+                if unsettled().insert(id.to_owned()) {
+                    tracing::warn!("machine {id} cannot be looked after yet: {fault}");
+                }
+            }
         }
     }
 
@@ -226,10 +241,7 @@ impl Node {
             loop {
                 tokio::time::sleep(node.next_start(&id)).await;
                 let still = node.records.vm_by_id(&id).await.ok().flatten();
-                let still = still.is_some_and(|vm| {
-                    matches!(vm.phase, VmPhase::Crashed | VmPhase::Starting)
-                        && vm.desired == Desired::Running
-                });
+                let still = still.is_some_and(|vm| is_down(&vm) && vm.desired == Desired::Running);
                 if !still {
                     return;
                 }
@@ -352,6 +364,7 @@ impl Node {
         tokio::spawn(async move {
             let mut round = 0u32;
             loop {
+                self.settle_rest().await;
                 match self.vms().await {
                     Ok(vms) => {
                         for vm in vms.iter().filter(|vm| !self.is_migrating(&vm.id)) {
@@ -367,6 +380,19 @@ impl Node {
                 tokio::time::sleep(KEEP).await;
             }
         });
+    }
+
+    /// Goes on with machines that could not be looked after, where nobody is at them.
+    async fn settle_rest(&self) {
+        let rest: Vec<String> = {
+            let unsettled = self.unsettled.lock();
+            let unsettled = unsettled.unwrap_or_else(PoisonError::into_inner);
+            unsettled.iter().cloned().collect()
+        };
+        let is_free = |id: &String| self.life(id).try_lock().is_ok();
+        futures::stream::iter(rest.into_iter().filter(is_free))
+            .for_each_concurrent(AT_ONCE, async |id| self.look_after(&id).await)
+            .await;
     }
 
     async fn keep_one(&self, vm: &Vm) {

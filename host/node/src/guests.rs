@@ -8,7 +8,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,7 +32,9 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn answer(asking: OwnedFd, dir: PathBuf) -> io::Result<()> {
     let serve = move || {
         while let Ok(Some(asked)) = Asked::receive(&asking) {
-            let socket = UnixStream::connect(dir.join(format!("{SOCKET}_{}", asked.port)));
+            // One that takes no connections is not waited for.
+            let path = dir.join(format!("{SOCKET}_{}", asked.port));
+            let socket = dwcp_vmm::client::connect(&path);
             if asked.answer(&asking, socket.ok()).is_err() {
                 return;
             }

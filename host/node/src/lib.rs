@@ -21,6 +21,7 @@ mod errors;
 mod events;
 mod guests;
 mod hardware;
+mod health;
 mod identity;
 mod images;
 mod incoming;

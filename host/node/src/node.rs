@@ -46,6 +46,10 @@ pub struct Node {
     pub(crate) heard: Mutex<HashMap<Name, Heard>>,
     /// Machines that a migration of this process is moving now, away or here: the keeper leaves them to it.
     migrating: Mutex<HashSet<String>>,
+    /// Machines that were not brought to what the store says yet: the keeper goes on with them.
+    pub(crate) unsettled: Mutex<HashSet<String>>,
+    /// Held while a snapshot is written: the room that it takes is not free for another.
+    pub(crate) snapshot_room: tokio::sync::Mutex<()>,
     /// Crashes in a row of machines that are started again, and when the last was, ms.
     pub(crate) crashes: Mutex<HashMap<String, (u32, u64)>>,
     /// Sessions that other hosts may open.
@@ -61,6 +65,17 @@ pub struct Node {
     pub(crate) addresses: tokio::sync::Mutex<()>,
     /// Serialises starts, stops and ends of one machine.
     life: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// How long a request waits for what else is done with its machine.
+const SOON: std::time::Duration = std::time::Duration::from_secs(10);
+/// Longest part of what a process that serves a guest says that is passed on.
+const WORDS_MAX: usize = 500;
+
+/// What a process that serves a guest says, as it may stand in a record: the guest may have taken that over.
+fn plain(words: &str) -> String {
+    let printable = |letter: char| if letter.is_control() { ' ' } else { letter };
+    words.chars().take(WORDS_MAX).map(printable).collect()
 }
 
 impl Node {
@@ -104,6 +119,8 @@ impl Node {
             transfers: Transfers::default(),
             heard: Mutex::default(),
             migrating: Mutex::default(),
+            unsettled: Mutex::default(),
+            snapshot_room: tokio::sync::Mutex::new(()),
             crashes: Mutex::default(),
             sessions: Arc::new(tokio::sync::Semaphore::new(peers::SESSIONS_MAX)),
             promise: tokio::sync::Mutex::new(()),
@@ -124,6 +141,7 @@ impl Node {
         node.clone().follow_exits(exits);
         peers::listen(&node).await?;
         node.clone().keep();
+        node.clone().watch_devices();
         peers::follow(node.clone());
         Ok((node, first))
     }
@@ -145,6 +163,24 @@ impl Node {
             life.retain(|_, lock| Arc::strong_count(lock) > 1);
         }
         life.entry(id.to_owned()).or_default().clone()
+    }
+
+    /// The same for who cannot wait for long: something else that takes its time is told.
+    pub(crate) async fn life_soon(&self, id: &str) -> Answer<tokio::sync::OwnedMutexGuard<()>> {
+        let held = self.life(id).lock_owned();
+        tokio::time::timeout(SOON, held).await.map_err(|_| {
+            conflict(
+                "Something that takes long is being done with the machine, such as a snapshot: try again when that has \
+                 ended",
+            )
+        })
+    }
+
+    /// What was done with a machine has failed half-way, perhaps: the keeper is to look after it.
+    pub(crate) fn unsettle(&self, id: &str) {
+        let unsettled = self.unsettled.lock();
+        let mut unsettled = unsettled.unwrap_or_else(PoisonError::into_inner);
+        unsettled.insert(id.to_owned());
     }
 
     /// A migration of this machine begins in this process, unless one is moving it already.
@@ -187,7 +223,7 @@ impl Node {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(unavailable(format!(
                 "The virtual machine monitor: {}",
-                chain(&error)
+                plain(&chain(&error))
             ))),
             Err(error) => Err(internal(error)),
         }
@@ -204,7 +240,7 @@ impl Node {
                 ErrorKind::ConnectionRefused | ErrorKind::NotFound
             )
         };
-        !std::os::unix::net::UnixStream::connect(socket).is_err_and(refused)
+        !dwcp_vmm::client::connect(&socket).is_err_and(refused)
     }
 
     /// What this host durably knows of who owns a machine.

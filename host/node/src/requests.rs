@@ -97,8 +97,7 @@ impl Node {
         if_match: Option<u64>,
     ) -> Answer<()> {
         let id = self.find_vm(project, name).await?.value.id;
-        let life = self.life(&id);
-        let _life = life.lock().await;
+        let _life = self.life_soon(&id).await?;
         // Read again: it may have been started while its life was another's.
         let found = self.find_vm(project, name).await?;
         if found.value.id != id {
@@ -204,8 +203,7 @@ impl Node {
         let warnings = self.policies.check_migrate(who, &vm, &peer).await?;
         {
             // Whoever sets the phase has the migration: a second one finds it set.
-            let life = self.life(&vm.id);
-            let _life = life.lock().await;
+            let _life = self.life_soon(&vm.id).await?;
             let now = self.find_vm(project, name).await?.value;
             if now.phase != VmPhase::Running {
                 return Err(conflict(format!(

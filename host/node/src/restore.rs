@@ -43,6 +43,20 @@ impl Node {
         Ok(below)
     }
 
+    /// Whether a snapshot of a machine could be gone on from: its disks would stand on one file more.
+    pub(crate) async fn check_height(&self, vm: &Vm) -> Answer<()> {
+        let below = self.below(vm).await?.len();
+        // The snapshot's own, one that is written, and the image below all.
+        if below + 3 > CHAIN_FILES_MAX && !vm.spec.disks.is_empty() {
+            return Err(impossible(format!(
+                "{} stands on {below} snapshots already, and disks are at most {CHAIN_FILES_MAX} files on each other: \
+                 nothing could go on from another one",
+                vm.name
+            )));
+        }
+        Ok(())
+    }
+
     /// What a machine is to go on from, if its disks are not too many files by then.
     async fn origin_in(&self, snapshot: &Snapshot) -> Answer<Origin> {
         let origin = Origin {
@@ -134,10 +148,32 @@ impl Node {
             .await
             .map_err(record)?;
         let mut vm = before.clone();
-        vm.origin = Some(self.origin_in(&snapshot).await?);
-        vm.started_ms = 0;
-        self.start_as(&before, &vm).await?;
+        let restored = match self.origin_in(&snapshot).await {
+            Ok(origin) => {
+                vm.origin = Some(origin);
+                vm.started_ms = 0;
+                self.start_as(&before, &vm).await
+            }
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = restored {
+            // Nothing was changed, so it is wanted as it was.
+            let wanted = before.desired;
+            let back = |now: &mut Vm| {
+                if now.origin == before.origin {
+                    now.desired = wanted;
+                }
+            };
+            self.records.change_vm(id, back).await.map_err(record)?;
+            return Err(fault);
+        }
         self.remove_old_disks(&vm);
+        let at = crate::state::object(&vm.project, &vm.name);
+        let message = format!(
+            "{} went back to {}: what its disks held until then is gone",
+            vm.name, snapshot.name
+        );
+        self.events.emit("vm.restored", &at, message).await;
         Ok(format!("{} goes on from {}", vm.name, snapshot.name))
     }
 

@@ -7,7 +7,7 @@ use dwcp_api::Fault;
 use dwcp_api::service::Answer;
 use dwcp_control::Name;
 use dwcp_control::records::{
-    DeviceStats, DiskResize, MemoryTarget, VcpuStats, Vm, VmPhase, VmSpec, VmStats,
+    Desired, DeviceStats, DiskResize, MemoryTarget, VcpuStats, Vm, VmPhase, VmSpec, VmStats,
 };
 use dwcp_store::Versioned;
 use dwcp_vmm::config::DiskFormat as Layer;
@@ -31,8 +31,16 @@ impl Node {
         let vm = self
             .in_phase(id, VmPhase::Running, "is not running")
             .await?;
-        self.vmm(id, |vmm| vmm.pause()).await?;
-        self.phase(id, VmPhase::Paused, "it was paused").await?;
+        let paused = self.vmm(id, |vmm| vmm.pause()).await;
+        let paused = match paused {
+            Ok(()) => self.phase(id, VmPhase::Paused, "it was paused").await,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = paused {
+            // It may stand still all the same.
+            self.unsettle(id);
+            return Err(fault);
+        }
         let message = format!("{} stands still", vm.name);
         let at = object(&vm.project, &vm.name);
         self.events.emit("vm.paused", &at, message.clone()).await;
@@ -60,8 +68,12 @@ impl Node {
         let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
             return Err(conflict("The machine was deleted meanwhile"));
         };
-        if !matches!(vm.phase, VmPhase::Running | VmPhase::Paused) || self.is_migrating(id) {
-            return Err(conflict(format!("{} does not run here", vm.name)));
+        let is_here = matches!(vm.phase, VmPhase::Running | VmPhase::Paused);
+        if !is_here || vm.desired != Desired::Running || self.is_migrating(id) {
+            return Err(conflict(format!(
+                "{} does not run here, or is being stopped",
+                vm.name
+            )));
         }
         // Whoever finds it without its process is to start it.
         self.phase(id, VmPhase::Starting, "it is being reset")
@@ -81,7 +93,11 @@ impl Node {
             return Err(conflict("The machine was deleted meanwhile"));
         };
         if vm.phase != phase || self.is_migrating(id) {
-            return Err(conflict(format!("{} {not}: {:?}", vm.name, vm.phase)));
+            return Err(conflict(format!(
+                "{} {not}: it is {}",
+                vm.name,
+                word(vm.phase)
+            )));
         }
         Ok(vm)
     }
@@ -90,7 +106,7 @@ impl Node {
     pub(crate) async fn stats(&self, project: &Name, name: &Name) -> Answer<VmStats> {
         let vm = self.find_vm(project, name).await?.value;
         if !is_there(&vm) {
-            return Err(conflict(format!("{name} does not run here: {}", vm.reason)));
+            runs(&vm)?;
         }
         let status = self.vmm(&vm.id, |vmm| vmm.status()).await?;
         Ok(shown(&vm.spec, &status))
@@ -104,8 +120,7 @@ impl Node {
         target: &MemoryTarget,
     ) -> Answer<Versioned<Vm>> {
         let vm = self.find_vm(project, name).await?.value;
-        let life = self.life(&vm.id);
-        let _life = life.lock().await;
+        let _life = self.life_soon(&vm.id).await?;
         let (bytes, all) = (target.target_bytes, vm.spec.memory_bytes);
         if !bytes.is_multiple_of(PAGE_BYTES) || !(MEMORY_KEPT_MIN..=all).contains(&bytes) {
             return Err(invalid(format!(
@@ -152,8 +167,7 @@ impl Node {
         resize: &DiskResize,
     ) -> Answer<Versioned<Vm>> {
         let id = self.find_vm(project, name).await?.value.id;
-        let life = self.life(&id);
-        let _life = life.lock().await;
+        let _life = self.life_soon(&id).await?;
         // As it is now that nobody else changes it.
         let vm = self.find_vm(project, name).await?.value;
         let Some(at) = vm.spec.disks.iter().position(|of| of.name == disk) else {
@@ -180,30 +194,36 @@ impl Node {
             )));
         }
         let own = own_file(now, vm.origin.as_ref());
-        if is_there(&vm) {
-            self.resize_running(&vm, disk, own.format, resize.size_bytes)
-                .await?;
-        } else if own.format == Layer::Raw {
-            let path = self.vm_dir(&id).join(&own.name);
-            let bytes = resize.size_bytes;
-            let resized = tokio::task::spawn_blocking(move || hardware::lengthen_raw(&path, bytes));
-            resized.await.map_err(internal)?.map_err(internal)?;
+        let size_bytes = resize.size_bytes;
+        let runs = is_there(&vm);
+        if runs {
+            self.may_write(&vm, own.format, size_bytes).await?;
         }
+        // First what is wanted: whatever is cut off after this, the next start does.
         let changed = self.records.change_vm(&id, |vm| {
             if let Some(disk) = vm.spec.disks.get_mut(at) {
-                disk.size_bytes = resize.size_bytes;
+                disk.size_bytes = size_bytes;
             }
         });
         changed.await.map_err(record)?;
+        if runs {
+            self.lengthen(&vm, disk, size_bytes).await?;
+        } else if own.format == Layer::Raw {
+            let path = self.vm_dir(&id).join(&own.name);
+            let resized =
+                tokio::task::spawn_blocking(move || hardware::lengthen_raw(&path, size_bytes));
+            resized.await.map_err(internal)?.map_err(internal)?;
+        }
         self.find_vm(project, name).await
     }
 
-    async fn resize_running(&self, vm: &Vm, disk: &str, format: Layer, bytes: u64) -> Answer<()> {
+    /// Lets a machine's process write a disk that is to have so many bytes.
+    async fn may_write(&self, vm: &Vm, format: Layer, bytes: u64) -> Answer<()> {
         let (longest, may) = (hardware::file_bytes(format, bytes), self.longest_file(vm));
         if longest > may {
             self.launcher.lengthen(&vm.id, longest).await?;
         }
-        self.lengthen(vm, disk, bytes).await
+        Ok(())
     }
 
     /// Has a machine's process make a disk as long as its record says, which costs nothing if it is. What a guest wrote
@@ -221,12 +241,10 @@ impl Node {
         .await
     }
 
-    /// The same for every disk that keeps its length inside of itself, before a machine runs.
+    /// The same for every disk, before a machine runs.
     pub(crate) async fn lengthen_all(&self, vm: &Vm) -> Answer<()> {
         for disk in vm.spec.disks.iter().filter(|disk| !disk.read_only) {
-            if own_file(disk, vm.origin.as_ref()).format == Layer::Qcow2 {
-                self.lengthen(vm, &disk.name, disk.size_bytes).await?;
-            }
+            self.lengthen(vm, &disk.name, disk.size_bytes).await?;
         }
         Ok(())
     }
@@ -246,6 +264,35 @@ impl Node {
     }
 }
 
+/// A phase as the API writes it.
+fn word(phase: VmPhase) -> String {
+    let word = serde_json::to_value(phase).ok();
+    word.and_then(|word| word.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+/// Says what to do about a machine whose guest cannot be spoken with.
+pub(crate) fn runs(vm: &Vm) -> Answer<()> {
+    match vm.phase {
+        VmPhase::Running | VmPhase::Migrating => Ok(()),
+        VmPhase::Paused => Err(conflict(format!(
+            "{} is paused: `dwcp vm resume {}` lets it go on",
+            vm.name, vm.name
+        ))),
+        VmPhase::Stopped | VmPhase::Crashed => Err(conflict(format!(
+            "{} is {}: `dwcp vm start {}` starts it",
+            vm.name,
+            word(vm.phase),
+            vm.name
+        ))),
+        _ => Err(conflict(format!(
+            "{} does not run here now: it is {}",
+            vm.name,
+            word(vm.phase)
+        ))),
+    }
+}
+
 /// Whether a machine's process is here and answers.
 fn is_there(vm: &Vm) -> bool {
     matches!(
@@ -262,10 +309,10 @@ fn balloon(status: &Status) -> Option<&DeviceStatus> {
 }
 
 /// A process's counters by the names that the machine's owner knows.
-fn shown(spec: &VmSpec, status: &Status) -> VmStats {
+pub(crate) fn shown(spec: &VmSpec, status: &Status) -> VmStats {
     let labels = hardware::labels(spec);
-    let label = |(at, device): (usize, &DeviceStatus)| DeviceStats {
-        name: labels.get(at).unwrap_or(&device.name).clone(),
+    let label = |(name, device): (&String, &DeviceStatus)| DeviceStats {
+        name: name.clone(),
         operations: device.operations,
         from_guest_bytes: device.read_bytes,
         to_guest_bytes: device.written_bytes,
@@ -277,6 +324,7 @@ fn shown(spec: &VmSpec, status: &Status) -> VmStats {
     let vcpus = status.exits.iter().zip(&status.cpu_ns);
     VmStats {
         vcpus: vcpus
+            .take(spec.vcpus.into())
             .map(|(exits, cpu_ns)| VcpuStats {
                 exits: *exits,
                 cpu_ns: *cpu_ns,
@@ -286,6 +334,6 @@ fn shown(spec: &VmSpec, status: &Status) -> VmStats {
         balloon_target_bytes: held.map_or(0, |balloon| bytes(balloon.target_pages)),
         balloon_bytes: held.map_or(0, |balloon| bytes(balloon.actual_pages)),
         console_bytes: status.serial_bytes,
-        devices: status.devices.iter().enumerate().map(label).collect(),
+        devices: labels.iter().zip(&status.devices).map(label).collect(),
     }
 }

@@ -18,6 +18,7 @@ use crate::errors::{conflict, internal, invalid, record, unavailable};
 use crate::identity::{Came, Strangers};
 use crate::node::Node;
 use crate::peers;
+use crate::running::runs;
 use crate::state::{Kept, now_ms, object, page, versioned};
 use crate::{consoles, create, guests, snapshots};
 
@@ -215,6 +216,8 @@ impl Service for Node {
         let checked = async {
             let vm = self.find_vm(project, name).await?.value;
             self.permit(&vm).await?;
+            // Whoever restores it counts on it not being wanted meanwhile.
+            let _life = self.life_soon(&vm.id).await?;
             self.records
                 .change_vm(&vm.id, |vm| vm.desired = Desired::Running)
                 .await
@@ -240,6 +243,8 @@ impl Service for Node {
             let vm = self.find_vm(project, name).await?.value;
             match vm.phase {
                 VmPhase::Running | VmPhase::Paused | VmPhase::Starting => Ok(vm),
+                VmPhase::Crashed if vm.desired == Desired::Running => Ok(vm),
+                VmPhase::Stopped => Ok(vm),
                 VmPhase::Migrating => Err(conflict(format!(
                     "{name} is being migrated: stop it when that has ended"
                 ))),
@@ -252,6 +257,10 @@ impl Service for Node {
             .audited(who, "vm.stop", &at, json!({ "force": force }), checked)
             .await?;
         let (operation, running) = self.operations.begin("vm.stop", &at, "stopping").await?;
+        if vm.phase == VmPhase::Stopped {
+            running.end(&Ok("It did not run".into())).await;
+            return self.operations.get(&operation.id).await;
+        }
         let node = self.arc()?;
         tokio::spawn(async move { running.end(&node.stop(&vm.id, force).await).await });
         Ok(operation)
@@ -341,6 +350,7 @@ impl Service for Node {
         port: u32,
     ) -> Answer<Console> {
         let vm = self.find_vm(project, name).await?.value;
+        runs(&vm)?;
         let connected = guests::connect(&self.vm_dir(&vm.id), port).await;
         let connected = connected.map_err(|error| {
             unavailable(format!(
@@ -358,6 +368,9 @@ impl Service for Node {
     async fn vm_console(&self, who: &Principal, project: &Name, name: &Name) -> Answer<Console> {
         let vm = self.find_vm(project, name).await?.value;
         let at = object(project, name);
+        if vm.phase != VmPhase::Paused {
+            runs(&vm)?;
+        }
         let attached = self.vmm(&vm.id, |vmm| vmm.console()).await;
         let socket = self
             .audited(who, "vm.console", &at, json!({}), attached)
@@ -454,6 +467,10 @@ impl Service for Node {
     async fn snapshot_delete(&self, who: &Principal, project: &Name, name: &Name) -> Answer<()> {
         let deleted = self.delete_snapshot(project, name).await;
         let at = snapshots::object(project, name);
+        if deleted.is_ok() {
+            let message = format!("{name} is deleted");
+            self.events.emit("snapshot.deleted", &at, message).await;
+        }
         self.audited(who, "snapshot.delete", &at, json!({}), deleted)
             .await
     }

@@ -87,6 +87,8 @@ impl Node {
         name: &Name,
         running: &Running,
     ) -> Answer<String> {
+        // One at a time on a host: the room that one takes is not free for another.
+        let _room = self.snapshot_room.lock().await;
         let life = self.life(vm_id);
         let _life = life.lock().await;
         let vm = self.records.vm_by_id(vm_id).await.map_err(record)?;
@@ -94,6 +96,16 @@ impl Node {
             return Err(conflict("The machine does not run any more"));
         };
         let permit = self.permit(&vm).await?;
+        // Before it stands still: a snapshot that could not be kept, or gone on from, is none.
+        self.check_snapshot(
+            &vm.project,
+            &SnapshotCreate {
+                name: name.clone(),
+                vm: vm.name.clone(),
+            },
+        )
+        .await?;
+        self.check_height(&vm).await?;
         let id = uuid::Uuid::now_v7().to_string();
         let unfinished = Unfinished(Some(self.snapshot_dir(&id)));
         let taken = self.write_snapshot(&vm, &id, permit, running).await?;
@@ -108,7 +120,7 @@ impl Node {
             vm: vm.name.clone(),
             vm_id: vm.id.clone(),
             spec: vm.spec.clone(),
-            origin: vm.origin.clone(),
+            origin: vm.origin.clone().filter(|_| has_own_disks(&vm)),
             digest,
             stored_bytes,
             pause_ms: taken.pause_ms,
@@ -116,9 +128,14 @@ impl Node {
         };
         step("snapshot.finished").await;
         let key = crate::state::vm_id(&snapshot.project, name);
+        // From here on the record says whether it is there: what is not recorded goes at the next start.
+        unfinished.keep();
         match self.records.snapshots.create(&key, &snapshot).await {
-            Ok(_) => unfinished.keep(),
-            Err(TypedError::Conflict(_)) => return Err(exists(name, &vm.project)),
+            Ok(_) => {}
+            Err(TypedError::Conflict(_)) => {
+                drop(Unfinished(Some(self.snapshot_dir(&snapshot.id))));
+                return Err(exists(name, &vm.project));
+            }
             Err(error) => return Err(record(error)),
         }
         let sentence = format!(
@@ -181,6 +198,9 @@ impl Node {
         // Also after a pause without an answer: it may have been carried out.
         let resumed = self.vmm(&vm.id, move |vmm| vmm.resume(permit)).await;
         let pause_ms = began.elapsed().as_secs_f64() * 1000.0;
+        if resumed.is_err() {
+            self.unsettle(&vm.id);
+        }
         written?;
         resumed?;
         running.say(format!("{} goes on; what was written is stored", vm.name));

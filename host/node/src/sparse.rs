@@ -17,8 +17,11 @@ pub(crate) fn copy(from: &File, to: &File) -> io::Result<()> {
     let length = from.metadata()?.len();
     to.set_len(length)?;
     let mut at = 0;
-    while let Some(begin) = seek(from, at, libc::SEEK_DATA)? {
-        let end = seek(from, begin, libc::SEEK_HOLE)?.unwrap_or(length);
+    while let Some(begin) = seek(from, at, libc::SEEK_DATA)?.filter(|begin| *begin < length) {
+        // No further than it was long at first, whoever makes it longer.
+        let end = seek(from, begin, libc::SEEK_HOLE)?
+            .unwrap_or(length)
+            .min(length);
         copy_range(from, to, begin, end)?;
         at = end;
     }

@@ -297,10 +297,18 @@ impl Node {
     /// Stops a machine: by its power button, and after a while (or at once, if `force`) by ending its process.
     pub(crate) async fn stop(&self, id: &str, force: bool) -> Answer<String> {
         let mut notices = self.launcher.exits();
+        // What has no process has no power button either.
+        let force = force || self.is_down(id).await?;
         {
+            if force {
+                // Whoever waits for its process is freed by its end.
+                self.end_now(id).await?;
+            }
             let life = self.life(id);
             let _life = life.lock().await;
-            self.still_running(id, force).await?;
+            if !force {
+                self.still_running(id, force).await?;
+            }
             self.records
                 .change_vm(id, |vm| vm.desired = Desired::Stopped)
                 .await
@@ -308,7 +316,7 @@ impl Node {
             if force {
                 self.launcher.end(id).await?;
                 self.ended(id, VmPhase::Stopped, "stopped by force").await?;
-                return Ok("Stopped by force".into());
+                return Ok("Its process was ended".into());
             }
             self.vmm(id, |vmm| vmm.stop(false)).await?;
         }
@@ -323,7 +331,14 @@ impl Node {
         };
         if tokio::time::timeout(POWER_BUTTON, gone).await.is_ok() {
             self.look_after(id).await;
-            return Ok("The guest powered off".into());
+            let now = self.records.vm_by_id(id).await.map_err(record)?;
+            return match now {
+                Some(vm) if vm.phase != VmPhase::Stopped => Err(conflict(format!(
+                    "Something else was done with {} meanwhile: it is {:?}",
+                    vm.name, vm.phase
+                ))),
+                _ => Ok("The guest powered off".into()),
+            };
         }
         let life = self.life(id);
         let _life = life.lock().await;
@@ -337,11 +352,42 @@ impl Node {
         Ok(format!("The guest {why}"))
     }
 
+    /// Whether a machine waits for its next start.
+    async fn is_down(&self, id: &str) -> Answer<bool> {
+        let vm = self.records.vm_by_id(id).await.map_err(record)?;
+        Ok(vm.is_some_and(|vm| matches!(vm.phase, VmPhase::Crashed | VmPhase::Starting)))
+    }
+
+    /// Ends a machine's process whoever is at it, so that it can be told no more to run. Not one that is between two
+    /// hosts, which is for both of them to settle.
+    pub(crate) async fn end_now(&self, id: &str) -> Answer<()> {
+        let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
+            return Err(conflict("The machine was deleted meanwhile"));
+        };
+        let is_its_own = matches!(
+            vm.phase,
+            VmPhase::Running | VmPhase::Paused | VmPhase::Starting | VmPhase::Crashed
+        );
+        if !is_its_own || self.is_migrating(id) {
+            return Err(conflict(format!(
+                "{} does not run here: {}",
+                vm.name, vm.reason
+            )));
+        }
+        self.records
+            .change_vm(id, |vm| vm.desired = Desired::Stopped)
+            .await
+            .map_err(record)?;
+        self.launcher.end(id).await
+    }
+
     /// A stop finds its machine as it was when it was asked for, or says how it is now.
     async fn still_running(&self, id: &str, force: bool) -> Answer<()> {
         let vm = self.records.vm_by_id(id).await.map_err(record)?;
         match vm {
             Some(vm) if vm.phase == VmPhase::Running => Ok(()),
+            // Nothing runs in it yet, or any more, and nothing will.
+            Some(vm) if matches!(vm.phase, VmPhase::Starting | VmPhase::Crashed) && force => Ok(()),
             Some(vm) if vm.phase == VmPhase::Paused && force => Ok(()),
             Some(vm) if vm.phase == VmPhase::Paused => Err(conflict(format!(
                 "{} is paused, and feels no power button: resume it, or stop it by force",
@@ -415,7 +461,9 @@ impl Node {
                 match notices.recv().await {
                     // An old exit told again changes nothing: what is looked at is how the machine is now.
                     Ok(Notice::Exited(child)) if child.kind == ChildKind::Vmm => {
-                        self.look_after(child.id.as_str()).await;
+                        // Whoever is at it may take long, and others have ended too.
+                        let node = self.clone();
+                        tokio::spawn(async move { node.look_after(child.id.as_str()).await });
                     }
                     Ok(Notice::Exited(_)) => {}
                     Ok(Notice::Gone) => {

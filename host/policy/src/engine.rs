@@ -61,7 +61,7 @@ impl SandboxEngine {
 impl Engine for SandboxEngine {
     fn compile(&self, source: &Source) -> Result<Arc<dyn Judge>, ConfigureError> {
         let compiled = self.rego.as_ref().ok_or_else(|| {
-            let what = "The Rego component is not installed. Install it (dwcp plugin install) and apply again.";
+            let what = "The Rego component is not installed. Install it (`dwcp plugin install dwcp/policy-rego`) and apply again.";
             Fault::new(FaultKind::Start, what)
         })?;
         let policy = self

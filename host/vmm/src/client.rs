@@ -51,21 +51,32 @@ pub struct VmmClient {
     channel: Channel,
 }
 
+/// Connects at once or not at all: a process that takes no connections is not waited for.
+pub fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(made.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(made);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 impl VmmClient {
     /// Connects to the socket at `path`.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, ClientError> {
-        Self::new(UnixStream::connect(path).map_err(ClientError::Connect)?)
+        Self::new(connect(path.as_ref()).map_err(ClientError::Connect)?)
     }
 
     /// Takes a connected socket and agrees on a version.
     pub fn new(socket: UnixStream) -> Result<Self, ClientError> {
         socket
-            .set_read_timeout(Some(REPLY_TIMEOUT))
-            .and_then(|()| socket.set_write_timeout(Some(REPLY_TIMEOUT)))
+            .set_write_timeout(Some(REPLY_TIMEOUT))
             .map_err(ClientError::Connect)?;
         let mut client = Self {
             channel: Channel::new(socket),
         };
+        client.channel.set_read_timeout(REPLY_TIMEOUT)?;
         let hello = Request::Hello {
             versions: VERSIONS.to_vec(),
         };

@@ -12,7 +12,7 @@ use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::Tick;
 use dwcp_guest::said::{DiskLoop, DiskResized, VsockConnect};
 use dwcp_sdk::Client;
-use dwcp_sdk::types::{DiskSpec, Operation, Vm, VmCreate, VmPhase};
+use dwcp_sdk::types::{Desired, DiskSpec, Operation, Vm, VmCreate, VmPhase};
 
 const PROJECT: &str = "default";
 const MIB: u64 = 1 << 20;
@@ -107,6 +107,7 @@ async fn a_running_machine_is_handled() {
     it_gives_memory(&rig).await;
     its_disk_grows(&rig, &vm).await;
     it_is_reset(&rig, &vm).await;
+    a_device_that_is_misused_is_told(&rig).await;
     one_that_resets_itself_boots_again(&rig).await;
 }
 
@@ -214,6 +215,27 @@ async fn it_is_reset(rig: &Rig, vm: &Vm) {
     assert_eq!(length, 1536 * MIB);
 }
 
+async fn a_device_that_is_misused_is_told(rig: &Rig) {
+    let client = rig.client();
+    let request = VmCreate {
+        kernel: Some(rig.vm().await.spec.kernel),
+        cmdline: Some("fill_mib=1 virtio=hostile:loop:rng".into()),
+        memory_bytes: Some(32 * MIB),
+        ..VmCreate::new("hostile")
+    };
+    let created = client.vm_create(PROJECT, &request).await.unwrap();
+    rig.ends_well(&created.operation).await;
+    let is_told = async || {
+        let events = client.event_list(0, 1000).await.unwrap();
+        let mut told = events.iter().filter(|of| of.kind == "vm.device-errors");
+        told.any(|of| of.message.contains("hostile: 1 ") && of.message.contains("device rng"))
+    };
+    rig.waits_for("its operator is told", is_told).await;
+    let stats = client.vm_stats(PROJECT, "hostile").await.unwrap();
+    assert!(stats.devices[0].errors > 0, "{stats:?}");
+    client.vm_delete(PROJECT, "hostile", true).await.unwrap();
+}
+
 async fn one_that_resets_itself_boots_again(rig: &Rig) {
     let client = rig.client();
     let request = VmCreate {
@@ -228,7 +250,17 @@ async fn one_that_resets_itself_boots_again(rig: &Rig) {
     rig.waits_for("it boots again", async || boots() >= 2).await;
     let events = client.event_list(0, 1000).await.unwrap();
     assert!(events.iter().any(|event| event.kind == "vm.reset"));
-    client.vm_delete(PROJECT, "again", true).await.unwrap();
+    // It can be told to stop at any moment, also while it waits for its next start.
+    let stopping = client.vm_stop(PROJECT, "again", false).await.unwrap();
+    client.operation_wait(&stopping.id).await.unwrap();
+    let stopped = client.vm_get(PROJECT, "again").await.unwrap();
+    assert_eq!(
+        (stopped.phase, stopped.desired),
+        (VmPhase::Stopped, Desired::Stopped)
+    );
+    let again = client.vm_stop(PROJECT, "again", false).await.unwrap();
+    client.operation_wait(&again.id).await.unwrap();
+    client.vm_delete(PROJECT, "again", false).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! What `dwcp vm` does with machines that run: pause and resume, reset, statistics, memory, disks, connections.
 
 use anyhow::Context as _;
-use dwcp_sdk::types::{DeviceStats, VmStats};
+use dwcp_sdk::types::{DeviceStats, VmPhase, VmStats};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::vm::wait;
@@ -92,11 +92,13 @@ pub async fn memory(context: &Context, name: &str, bytes: u64) -> anyhow::Result
         .client
         .vm_memory(&context.project, name, bytes)
         .await?;
-    let sentence = format!(
-        "{name} is asked to make do with {} of its {}; `dwcp vm stats {name}` shows how far it is",
-        units::size(bytes),
-        units::size(vm.spec.memory_bytes)
-    );
+    let (kept, all) = (units::size(bytes), units::size(vm.spec.memory_bytes));
+    let sentence = match vm.phase {
+        VmPhase::Running | VmPhase::Paused | VmPhase::Migrating => format!(
+            "{name} is asked to make do with {kept} of its {all}; `dwcp vm stats {name}` shows how far it is"
+        ),
+        _ => format!("{name} is asked to make do with {kept} of its {all} when it starts"),
+    };
     context.output.done(&vm, &sentence)
 }
 

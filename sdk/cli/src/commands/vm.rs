@@ -36,7 +36,7 @@ pub enum VmCommand {
         /// Its name
         name: String,
     },
-    /// Stop a machine by its power button
+    /// Stop a machine by its power button; after 20 seconds its process is ended
     Stop {
         /// Its name
         name: String,
@@ -93,7 +93,8 @@ Examples:
     },
     /// Connect standard input and output to a vsock port in a machine's guest
     #[command(
-        after_help = "It needs neither a network nor an address of the guest. systemd 256 and later has an SSH server there:
+        after_help = "It needs neither a network nor an address of the guest. It ends when the guest closes; that standard input
+has ended is not told to the guest. systemd 256 and later has an SSH server there:
   ssh -o ProxyCommand='dwcp vm connect web 22' root@web"
     )]
     Connect {
@@ -239,7 +240,11 @@ pub async fn run(context: &Context, command: VmCommand) -> anyhow::Result<()> {
         VmCommand::Stop { name, force } => {
             let operation = client.vm_stop(project, &name, force).await?;
             let operation = wait(context, &operation, "stopping").await?;
-            output.done(&operation, &format!("{name} is stopped"))
+            let how = match operation.message.as_str() {
+                "" => String::new(),
+                how => format!(" ({how})"),
+            };
+            output.done(&operation, &format!("{name} is stopped{how}"))
         }
         VmCommand::Pause { name } => running::pause(context, &name).await,
         VmCommand::Resume { name } => running::resume(context, &name).await,
