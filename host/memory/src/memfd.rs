@@ -71,6 +71,32 @@ pub(crate) fn data_runs(
     Ok(runs)
 }
 
+/// The same by chunks of so many pages: those that hold anything, neighbours joined. One look for each.
+pub(crate) fn data_chunks(
+    fd: impl AsFd,
+    size: MemorySize,
+    chunk_pages: u64,
+) -> Result<Vec<(PageIndex, u64)>, MemoryError> {
+    let refused =
+        |errno: Errno| MemoryError::system("say which pages the guest's memory holds", errno);
+    let (mut at, mut runs) = (0, Vec::<(PageIndex, u64)>::new());
+    while at < size.pages() {
+        let offset = PageIndex(at).offset().0 as i64;
+        let data = match lseek(fd.as_fd(), offset, Whence::SeekData) {
+            Err(Errno::ENXIO) => break,
+            other => other.map_err(refused)?,
+        };
+        let first = data as u64 / PAGE_BYTES as u64 / chunk_pages * chunk_pages;
+        let end = (first + chunk_pages).min(size.pages());
+        match runs.last_mut() {
+            Some((start, pages)) if start.0 + *pages == first => *pages = end - start.0,
+            _ => runs.push((PageIndex(first), end - first)),
+        }
+        at = end;
+    }
+    Ok(runs)
+}
+
 /// The memfd of a bitmap.
 pub(crate) fn create_bitmap(bytes: u64) -> Result<OwnedFd, MemoryError> {
     create(c"dwcp-dirty-bitmap", bytes, SEALS | SealFlag::F_SEAL_SEAL)

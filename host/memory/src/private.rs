@@ -14,11 +14,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::errno::Errno;
 
 use crate::bitmap::words_of;
-use crate::memfd::{data_runs, is_guest_memory, is_template};
+use crate::memfd::{data_chunks, is_guest_memory, is_template};
 use crate::{DirtyBitmap, HostMap, MemoryError, MemorySize, PAGE_BYTES, PageIndex};
 
 /// Most pieces that are laid over one memory: each may cost two more mappings, and a process has 65,530.
 pub const PIECES_MAX: usize = 8192;
+/// Pages of the chunks by which a template's memory is looked through (2 MiB), unless there would be too many.
+const CHUNK_PAGES: u64 = 512;
+/// How many chunks a template has at most.
+const CHUNKS_MAX: u64 = PIECES_MAX as u64 / 2;
 /// A shorter run of zeroed pages is written: a mapping of its own would cost more than its memory.
 const REMAP_PAGES_MIN: u64 = 64;
 /// See proc_pid_pagemap(5).
@@ -42,17 +46,15 @@ pub struct Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    /// All of a template's memory that was ever touched, in at most [`PIECES_MAX`] pieces.
+    /// All of a template's memory that was ever touched, and what lies close to it, in at most [`PIECES_MAX`] pieces.
+    ///
+    /// Looked for by chunks: memory that is in use is full of holes, and to find each costs more than all the rest of a
+    /// fork. A hole that is mapped reads as zeros too; it only costs the template a page when it is read.
     pub fn of_template(file: BorrowedFd<'a>, size: MemorySize) -> Result<Vec<Self>, MemoryError> {
-        let runs = data_runs(file, size)?;
-        let mut gap_max = 0;
-        let mut joined = join(&runs, gap_max);
-        // A hole that is mapped reads as zeros too; it only costs the template a page when it is read.
-        while joined.len() > PIECES_MAX {
-            gap_max = gap_max * 2 + 16;
-            joined = join(&runs, gap_max);
-        }
-        let pieces = joined.into_iter().map(|(first, pages)| Self {
+        let least = size.pages() / CHUNKS_MAX;
+        let chunk_pages = CHUNK_PAGES.max(least.next_power_of_two());
+        let pieces = data_chunks(file, size, chunk_pages)?.into_iter();
+        let pieces = pieces.map(|(first, pages)| Self {
             first,
             pages,
             file,
@@ -60,20 +62,6 @@ impl<'a> Piece<'a> {
         });
         Ok(pieces.collect())
     }
-}
-
-/// Joins runs between which at most `gap_max` pages lie.
-fn join(runs: &[(PageIndex, u64)], gap_max: u64) -> Vec<(PageIndex, u64)> {
-    let mut joined: Vec<(PageIndex, u64)> = Vec::new();
-    for (first, pages) in runs {
-        match joined.last_mut() {
-            Some((start, length)) if first.0 - (start.0 + *length) <= gap_max => {
-                *length = first.0 + pages - start.0;
-            }
-            _ => joined.push((*first, *pages)),
-        }
-    }
-    joined
 }
 
 /// What is known of private RAM beside its mappings.
