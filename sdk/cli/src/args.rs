@@ -1,6 +1,6 @@
 //! The command line, as clap reads it. Each group of commands describes itself beside what it does.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     audit::AuditCommand, completion::CompletionArgs, decision::DecisionCommand,
@@ -113,6 +113,12 @@ pub enum Command {
     Version,
 }
 
+/// Ends as clap does when it does not understand, for what it cannot tell by itself.
+pub fn misunderstood(message: &str) -> ! {
+    let kind = clap::error::ErrorKind::MissingRequiredArgument;
+    Cli::command().error(kind, message).exit()
+}
+
 /// Reads `k=v`.
 pub fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -138,7 +144,6 @@ pub fn digest(text: &str) -> Result<String, String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

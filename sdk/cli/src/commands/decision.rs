@@ -58,8 +58,20 @@ pub async fn run(context: &Context, command: DecisionCommand) -> anyhow::Result<
     }
 }
 
+/// How it came out, where that is one word.
 fn outcome(decision: &Decision) -> &'static str {
-    if decision.fault { "fault" } else { "answered" }
+    let is_empty = |part: &str| {
+        let part = decision.answer.get(part).and_then(|part| part.as_array());
+        part.is_none_or(Vec::is_empty)
+    };
+    let allowed = decision.answer.get("allowed");
+    match allowed.and_then(serde_json::Value::as_bool) {
+        _ if decision.fault => "fault",
+        Some(false) => "denied",
+        Some(true) if !is_empty("warnings") => "warned",
+        Some(true) => "allowed",
+        None => "answered",
+    }
 }
 
 fn row(decision: &Decision) -> Vec<String> {

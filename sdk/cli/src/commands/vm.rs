@@ -9,7 +9,7 @@ use futures::StreamExt;
 
 use super::console::{self, ConsoleArgs};
 use super::{image, migration, running};
-use crate::args::{digest, pair};
+use crate::args::{digest, misunderstood, pair};
 use crate::context::Context;
 use crate::progress::{self, MigrationBar};
 use crate::{table, units};
@@ -169,7 +169,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
     /// Kernel (bzImage, vmlinux or PVH ELF): a file to upload, or the digest of an image
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["template", "image", "snapshot"])]
+    #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Snapshot to go on from instead of booting: the machine is what that one's was, with memory and disks of its own
     #[arg(long, value_name = "NAME", conflicts_with_all = ["template", "image", "kernel"])]
@@ -187,7 +187,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
     /// Guest memory, such as 1GiB, which is what a machine from an image has otherwise
-    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, required_unless_present_any = ["template", "image", "snapshot"])]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     memory: Option<u64>,
     /// Virtual CPUs, 1 to 32
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
@@ -297,6 +297,9 @@ fn warn(operation: &Operation) {
 }
 
 async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
+    if let Some(missing) = missing(&args) {
+        misunderstood(&missing);
+    }
     let setup = setup(&args)?;
     let disk = |(name, size_bytes)| DiskSpec {
         name,
@@ -330,7 +333,15 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
     };
     let created = context.client.vm_create(&context.project, &request).await?;
     warn(&created.operation);
-    wait(context, &created.operation, "starting").await?;
+    let name = &created.vm.name;
+    wait(context, &created.operation, "starting")
+        .await
+        .with_context(|| {
+            format!(
+                "{name} was created, and did not start: mend what is wrong and `dwcp vm start {name}`, or `dwcp vm delete \
+                 {name}`"
+            )
+        })?;
     let vm = context
         .client
         .vm_get(&context.project, &created.vm.name)
@@ -350,6 +361,22 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
         }
     }
     context.output.done(&vm, &sentence)
+}
+
+/// What was not said of a machine that has to be.
+fn missing(args: &CreateArgs) -> Option<String> {
+    let is_made = args.image.is_some() || args.template.is_some() || args.snapshot.is_some();
+    match (is_made, &args.kernel, args.memory) {
+        (false, None, _) => Some(format!(
+            "Say what {} is made from: --image FILE, --kernel FILE with --memory SIZE, --template NAME or --snapshot NAME",
+            args.name
+        )),
+        (false, Some(_), None) => Some(format!(
+            "Say how much memory {} has, such as --memory 1GiB",
+            args.name
+        )),
+        _ => None,
+    }
 }
 
 /// What cloud-init is told.
