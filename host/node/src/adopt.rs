@@ -19,7 +19,7 @@ use crate::node::Node;
 use crate::peers;
 use crate::protocol::{Ask, Reply};
 use crate::state::{now_ms, object};
-use crate::vms::verdict;
+use crate::vms::{FORCED, verdict, was_killed};
 
 /// How often machines between two hosts are looked after.
 const KEEP: Duration = Duration::from_millis(500);
@@ -198,12 +198,19 @@ impl Node {
                         self.events.emit("vm.reset", &at, message).await;
                     }
                     VmPhase::Starting => self.ended(&vm.id, VmPhase::Stopped, &reason).await?,
+                    // A forced stop ends the process first, and may find this done.
+                    VmPhase::Crashed if !wanted && was_killed(&ended.state) => {
+                        self.ended(&vm.id, VmPhase::Stopped, FORCED).await?;
+                    }
                     _ => self.ended(&vm.id, phase, &reason).await?,
                 }
                 self.launcher.forget(&vm.id).await?;
                 self.start_again(&vm.id).await
             }
             None => match vm.phase {
+                VmPhase::Running | VmPhase::Paused if !wanted => {
+                    self.ended(&vm.id, VmPhase::Stopped, FORCED).await
+                }
                 VmPhase::Running
                 | VmPhase::Paused
                 | VmPhase::Migrating

@@ -315,7 +315,10 @@ impl Node {
                 .map_err(record)?;
             if force {
                 self.launcher.end(id).await?;
-                self.ended(id, VmPhase::Stopped, "stopped by force").await?;
+                let now = self.records.vm_by_id(id).await.map_err(record)?;
+                if now.is_some_and(|vm| vm.phase != VmPhase::Stopped) {
+                    self.ended(id, VmPhase::Stopped, FORCED).await?;
+                }
                 return Ok("Its process was ended".into());
             }
             self.vmm(id, |vmm| vmm.stop(false)).await?;
@@ -492,6 +495,20 @@ impl Node {
 /// What an operator is told, and can do, when the launcher does not answer.
 const GONE: &str = "the launcher does not answer: machines can be neither started nor ended until it is there again (start \
                     dwcp-launch, or start dwcpd again as root, which starts it)";
+
+/// Why a machine does not run whose process was ended because somebody wanted that.
+pub(crate) const FORCED: &str = "stopped by force";
+
+/// Whether a process was ended from outside.
+pub(crate) fn was_killed(state: &ChildState) -> bool {
+    matches!(
+        state,
+        ChildState::Exited {
+            signal: Some(libc::SIGKILL),
+            ..
+        }
+    )
+}
 
 /// What the end of a VMM means for its machine.
 pub(crate) fn verdict(state: &ChildState) -> (VmPhase, String) {

@@ -206,6 +206,14 @@ async fn it_is_reset(rig: &Rig, vm: &Vm) {
     let stopping = client.vm_stop(PROJECT, "web", true).await.unwrap();
     rig.ends_well(&stopping).await;
     assert!(client.vm_stats(PROJECT, "web").await.is_err());
+    // It was told to stop, so it has not crashed; and it is told once.
+    let events = client.event_list(0, 1000).await.unwrap();
+    let told = |kind: &str| events.iter().filter(|event| event.kind == kind).count();
+    assert_eq!(
+        (told("vm.crashed"), told("vm.stopped")),
+        (0, 1),
+        "{events:?}"
+    );
     client
         .vm_disk_resize(PROJECT, "web", "data", 1536 * MIB)
         .await
