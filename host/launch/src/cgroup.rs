@@ -26,6 +26,9 @@ const SHARED: [&str; 2] = ["cpu", "io"];
 const OLD: [&str; 4] = ["memory", "pids", "cpu", "blkio"];
 /// Lists a group's processes; writing to it moves one.
 const PROCESSES: &str = "cgroup.procs";
+/// Lists an old group's threads. A thread that writes 0 moves itself, and unlike a whole process at once: for that the
+/// kernel waits until every processor has seen that nothing is forked meanwhile, some 10 ms.
+const THREADS: &str = "tasks";
 
 /// What a child needs beyond guest memory, at least, in bytes: page tables, buffers, the kernel's own records.
 const OVERHEAD_BYTES: u64 = 256 << 20;
@@ -51,6 +54,7 @@ pub enum Groups {
 pub struct Group {
     directories: Vec<PathBuf>,
     unified: Option<OwnedFd>,
+    old: Vec<OwnedFd>,
 }
 
 impl Groups {
@@ -105,6 +109,7 @@ impl Groups {
         let mut group = Group {
             directories: Vec::new(),
             unified: None,
+            old: Vec::new(),
         };
         match self {
             Self::Unified { directory, .. } => {
@@ -123,6 +128,8 @@ impl Groups {
                         write_if_there(&directory.join(file), &memory_max)?;
                     }
                     write_if_there(&directory.join("pids.max"), &tasks_max)?;
+                    let threads = File::options().write(true).open(directory.join(THREADS))?;
+                    group.old.push(threads.into());
                 }
             }
             Self::None(_) => {}
@@ -161,13 +168,9 @@ impl Group {
         self.unified.as_ref().map(AsFd::as_fd)
     }
 
-    /// The files that move a process into the old groups.
-    pub fn files(&self) -> Vec<PathBuf> {
-        if self.unified.is_some() {
-            return Vec::new();
-        }
-        let file = |directory: &PathBuf| directory.join(PROCESSES);
-        self.directories.iter().map(file).collect()
+    /// What a child with one thread writes 0 to, to move into the old groups.
+    pub fn old(&self) -> &[OwnedFd] {
+        &self.old
     }
 
     fn add(&mut self, base: &Path, name: &str) -> io::Result<PathBuf> {
@@ -350,7 +353,7 @@ mod tests {
             left: None,
         };
         let group = groups.make("vm-1", 64 << 20).unwrap();
-        assert!(group.unified().is_some() && group.files().is_empty());
+        assert!(group.unified().is_some() && group.old().is_empty());
         for file in ["memory.max", "memory.swap.max"] {
             let bytes = (72 << 20) + OVERHEAD_BYTES;
             let file = format!("dwcp-launch.7/vm-1/{file}");

@@ -102,6 +102,7 @@ pub struct Children {
     groups: Groups,
     networks: Networks,
     uid_base: u32,
+    next_slot: u32,
 }
 
 #[derive(Debug)]
@@ -152,6 +153,7 @@ impl Children {
             groups,
             networks,
             uid_base,
+            next_slot: 0,
         }
     }
 
@@ -378,7 +380,7 @@ impl Children {
             handover: &handover,
             uid: self.uid_base + slot,
             group: group.unified(),
-            group_files: &group.files(),
+            old_groups: group.old(),
             file_bytes: allowance.file_bytes,
         })?;
         Ok(Running {
@@ -389,14 +391,19 @@ impl Children {
         })
     }
 
-    /// The lowest number that no running child has: two that run never share a user.
-    fn free_slot(&self) -> Option<u32> {
+    /// The next number, in turns, that no running child has: two that run never share a user, and what is still being
+    /// removed of one that has ended is not in the way of the next.
+    fn free_slot(&mut self) -> Option<u32> {
         let is_taken = |slot: &u32| {
             self.records.values().any(
                 |record| matches!(&record.life, Life::Running(running) if running.slot == *slot),
             )
         };
-        (0..CHILDREN_MAX as u32).find(|slot| !is_taken(slot))
+        let all = CHILDREN_MAX as u32;
+        let mut from_next = (self.next_slot..all).chain(0..self.next_slot);
+        let slot = from_next.find(|slot| !is_taken(slot))?;
+        self.next_slot = (slot + 1) % all;
+        Some(slot)
     }
 
     fn remember(

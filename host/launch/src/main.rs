@@ -4,6 +4,7 @@
 
 mod cgroup;
 mod children;
+mod closer;
 mod network;
 mod sandbox;
 mod server;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use dwcp_launch::protocol::CHILDREN_MAX;
+use dwcp_launch::protocol::{CHILDREN_MAX, NICS_MAX};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -24,6 +25,7 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::cgroup::Groups;
 use crate::children::{Children, Programs};
+use crate::closer::Closer;
 use crate::network::{Networks, Nft, Prefix};
 use crate::sandbox::{Sandbox, open_program};
 use crate::server::Server;
@@ -61,8 +63,9 @@ struct Arguments {
     verbose: bool,
 }
 
-/// Descriptors of the launcher itself: four a child, eight in each connection's unfinished message, and some.
-const DESCRIPTORS_OPEN_MAX: u64 = CHILDREN_MAX as u64 * 4 + 1024;
+/// Descriptors of the launcher itself: five a child and one a card, eight in each connection's unfinished message, and
+/// some.
+const DESCRIPTORS_OPEN_MAX: u64 = CHILDREN_MAX as u64 * (9 + NICS_MAX as u64) + 1024;
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
@@ -72,6 +75,7 @@ fn main() -> anyhow::Result<()> {
     );
     // In a session of its own it outlives whoever started it. It fails where that is so already.
     let _ = nix::unistd::setsid();
+    let closer = Closer::start().context("A process cannot be started")?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let open_max = DESCRIPTORS_OPEN_MAX.max(hard);
     setrlimit(Resource::RLIMIT_NOFILE, open_max, open_max)
@@ -96,7 +100,7 @@ fn main() -> anyhow::Result<()> {
             "without"
         },
     );
-    let networks = Networks::new(arguments.network_prefix, Nft::new(arguments.nft));
+    let networks = Networks::new(arguments.network_prefix, Nft::new(arguments.nft), closer);
     let children = Children::new(sandbox, programs, groups, networks, arguments.uid_base);
     let result = Server::new(listener, signals, arguments.allow_uid, children).run();
     drop(socket);

@@ -2,8 +2,8 @@
 //! program.
 //!
 //! The launcher has one thread, so after `clone3` the child may run ordinary code; still it only makes system calls
-//! and reports the one that failed. It waits for the launcher's word before it begins (its user mapping and control
-//! group are set from outside), and the same socket tells it whether the launcher is still there.
+//! and reports the one that failed. It waits for the launcher's word before it begins (its user mapping is set from
+//! outside), and the same socket tells it whether the launcher is still there.
 
 use std::ffi::CStr;
 use std::fs;
@@ -59,6 +59,8 @@ pub enum SpawnError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
+    /// Move into its control groups.
+    Group,
     /// Wait for the launcher.
     Wait,
     /// Become its own user.
@@ -78,7 +80,8 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 8] = [
+    const ALL: [Step; 9] = [
+        Step::Group,
         Step::Wait,
         Step::User,
         Step::Root,
@@ -91,6 +94,7 @@ impl Step {
 
     fn describe(self) -> &'static str {
         match self {
+            Step::Group => "move into its control groups",
             Step::Wait => "wait for the launcher",
             Step::User => "become its own user",
             Step::Root => "make itself an empty root",
@@ -128,8 +132,8 @@ pub struct Order<'a> {
     pub uid: u32,
     /// A v2 control group to be born in.
     pub group: Option<BorrowedFd<'a>>,
-    /// v1 control groups to be moved into, as paths of their `cgroup.procs`.
-    pub group_files: &'a [std::path::PathBuf],
+    /// v1 control groups to move into, as their lists of threads.
+    pub old_groups: &'a [OwnedFd],
     /// Longest file that it may write.
     pub file_bytes: u64,
 }
@@ -226,16 +230,13 @@ impl Sandbox {
         }
     }
 
-    /// Sets what only the launcher can set: user mapping, control groups, rank when memory is short.
+    /// Sets what only the launcher can set: user mapping, rank when memory is short.
     fn prepare_outside(&self, process: &Process, order: &Order<'_>) -> std::io::Result<()> {
         let pid = process.pid;
         if self.user_namespaces {
             let map = format!("{0} {0} 1", order.uid);
             fs::write(format!("/proc/{pid}/uid_map"), &map)?;
             fs::write(format!("/proc/{pid}/gid_map"), &map)?;
-        }
-        for file in order.group_files {
-            fs::write(file, pid.to_string())?;
         }
         fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE)
     }
@@ -259,6 +260,7 @@ impl Sandbox {
         launcher: RawFd,
     ) -> Result<std::convert::Infallible, (Step, Errno)> {
         let at = |step| move |errno| (step, errno);
+        join(order.old_groups).map_err(at(Step::Group))?;
         wait_for_word(launcher).map_err(at(Step::Wait))?;
         default_signals().map_err(at(Step::Wait))?;
         // Inside a user namespace a file system is made by a user whom the namespace knows; outside one, by root.
@@ -363,6 +365,13 @@ fn wait_for_program(child: &OwnedFd) -> Result<(), SpawnError> {
 
 // What follows runs in the child only.
 
+/// Whoever opened the lists was allowed to move it.
+fn join(groups: &[OwnedFd]) -> Result<(), Errno> {
+    groups
+        .iter()
+        .try_for_each(|group| nix::unistd::write(group, b"0").map(drop))
+}
+
 fn wait_for_word(launcher: RawFd) -> Result<(), Errno> {
     let mut word = [0u8; 1];
     match recv(launcher, &mut word, MsgFlags::empty())? {
@@ -450,7 +459,8 @@ struct CapabilityData {
 /// `_LINUX_CAPABILITY_VERSION_3`, see capset(2).
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-fn drop_capabilities() -> Result<(), Errno> {
+/// Of this process and of whatever it executes, for good.
+pub fn drop_capabilities() -> Result<(), Errno> {
     let header = CapabilityHeader {
         version: CAPABILITY_VERSION,
         pid: 0,

@@ -114,6 +114,24 @@ impl Links {
         self.set_up(port.link)
     }
 
+    /// Sets a link down and takes it out of its bridge, which forgets who was behind it. Done also when there is no such
+    /// link.
+    pub fn retire_port(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let mut down = link_header(index);
+        down[12..].copy_from_slice(&(libc::IFF_UP as u32).to_ne_bytes());
+        let down = Message::new(libc::RTM_SETLINK, DO, &down);
+        let none = 0u32.to_ne_bytes();
+        let alone = link(libc::RTM_SETLINK, DO, index).attribute(libc::IFLA_MASTER, &none);
+        match self
+            .netlink
+            .request(down)
+            .and_then(|()| self.netlink.request(alone))
+        {
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Gives a link an address.
     pub fn add_address(&mut self, index: u32, address: Ipv4Prefix) -> Result<(), NetlinkError> {
         // struct ifaddrmsg: family, prefix, flags, scope, index.

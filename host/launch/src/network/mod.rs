@@ -2,8 +2,9 @@
 //!
 //! What always holds:
 //! - rules stand before the first frame: a tap is set up after the rules know who is behind it;
-//! - a request that fails leaves nothing behind, and what is left is removed: a VM's taps when it ends, all networks
-//!   when the launcher stops, and what a killed launcher left when the next one starts;
+//! - a request that fails leaves nothing behind, and what is left is removed: a VM's taps when it ends (out of their
+//!   networks at once, then soon from the host), all networks when the launcher stops, and what a killed launcher left
+//!   when the next one starts;
 //! - all names begin with one prefix, which one launcher has at a time, so nobody else's links are touched;
 //! - nothing is done on a machine whose VMs have no network.
 //!
@@ -35,6 +36,7 @@ use dwcp_launch::protocol::{
 };
 use nix::errno::Errno;
 
+use crate::closer::Closer;
 pub use error::NetworkError;
 use filter::{Filter, Identity};
 use links::{GROUP, Links, Port};
@@ -55,6 +57,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub struct Networks {
     prefix: Prefix,
     nft: Nft,
+    closer: Closer,
     networks: BTreeMap<NetworkName, Network>,
     nics: Vec<Nic>,
     /// Handles of the tables that were set last.
@@ -80,6 +83,8 @@ struct Nic {
     tap: String,
     /// The link, once it is made.
     index: Option<u32>,
+    /// Our copy of what the VMM has, so that the link does not go with the VMM.
+    device: Option<OwnedFd>,
     mac: Mac,
     address: Ipv4Addr,
 }
@@ -95,10 +100,11 @@ struct Kernel {
 
 impl Networks {
     /// No network yet; removes what a killed launcher left.
-    pub fn new(prefix: Prefix, nft: Nft) -> Self {
+    pub fn new(prefix: Prefix, nft: Nft, closer: Closer) -> Self {
         let mut networks = Self {
             prefix,
             nft,
+            closer,
             networks: BTreeMap::new(),
             nics: Vec::new(),
             rules: Vec::new(),
@@ -189,7 +195,7 @@ impl Networks {
         taps
     }
 
-    /// Forgets the taps of a VM that has ended, or never began.
+    /// Takes the taps of a VM that has ended, or never began, off their networks. They are gone soon after.
     pub fn detach(&mut self, slot: u32) {
         let (gone, kept) = std::mem::take(&mut self.nics)
             .into_iter()
@@ -199,13 +205,19 @@ impl Networks {
         let Some(kernel) = &mut self.kernel else {
             return;
         };
-        for nic in gone {
-            // The link is gone with the VMM's descriptor, unless the VMM had it otherwise.
-            if let Some(Err(error)) = nic.index.map(|index| kernel.links.remove(index)) {
-                tell(&format!("The tap {} stays", nic.tap), &error);
-            }
+        for mut nic in gone {
             if let Err(error) = kernel.filter.remove(&table, nic.identity()) {
                 tell(&format!("The rules still know the tap {}", nic.tap), &error);
+            }
+            // From here on no frame passes it, whoever has it, and its guest's address is free.
+            if let Some(Err(error)) = nic.index.map(|index| kernel.links.retire_port(index)) {
+                tell(&format!("The tap {} stays", nic.tap), &error);
+            }
+            if let Some(device) = nic.device.take() {
+                if let Err(error) = tap::let_vanish(&device) {
+                    tell(&format!("The tap {} stays", nic.tap), &error);
+                }
+                self.closer.close(device);
             }
         }
     }
@@ -263,6 +275,7 @@ impl Networks {
             network: spec.network.clone(),
             tap: tap.clone(),
             index: None,
+            device: None,
             mac: spec.mac,
             address: spec.address.address(),
         };
@@ -275,6 +288,10 @@ impl Networks {
             source,
         };
         let device = make_tap(links, &tap)?;
+        let kept = device.try_clone().map_err(|source| NetworkError::Tap {
+            name: tap.clone(),
+            source,
+        })?;
         let index = links.index(&tap).map_err(failed)?;
         let identity = Identity {
             tap: &tap,
@@ -300,6 +317,7 @@ impl Networks {
         let links = &mut self.take_hold(PATIENCE)?.links;
         let ported = links.add_port(&port).map_err(failed);
         self.nics[place].index = Some(index);
+        self.nics[place].device = Some(kept);
         ported?;
         Ok(device)
     }
@@ -577,7 +595,11 @@ mod tests {
             let letters = std::process::id().to_string();
             let letters = letters.bytes().map(|digit| char::from(digit - b'0' + b'a'));
             let prefix = letters.collect::<String>().parse().unwrap();
-            let mut networks = Networks::new(prefix, Nft::new("/nonexistent/nft".into()));
+            let mut networks = Networks::new(
+                prefix,
+                Nft::new("/nonexistent/nft".into()),
+                Closer::start().unwrap(),
+            );
             networks.take_hold(PATIENCE).unwrap();
             let half = Network {
                 kind: NetworkKind::Isolated,

@@ -15,6 +15,12 @@ const HEADER_BYTES: libc::c_int = 12;
 const OFFLOADS: libc::c_uint =
     libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_UFO;
 
+/// Lets a tap vanish with its last descriptor, whatever somebody who has one said meanwhile.
+pub fn let_vanish(device: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: the argument is a number.
+    Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 0) }).map(drop)
+}
+
 /// Makes a tap of that name, which must be free ([`Errno::EBUSY`]). It is down and belongs to nothing.
 ///
 /// The descriptor is non-blocking: each read takes one frame, each write gives one, with its header before it.
