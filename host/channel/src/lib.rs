@@ -91,12 +91,12 @@ impl Channel {
         }
         let rights = [ControlMessage::ScmRights(fds)];
         let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
-        let head = length.to_le_bytes();
+        let message = [&length.to_le_bytes()[..], &body].concat();
+        // In one piece: the peer wakes once.
         let sent = loop {
-            let slices = [IoSlice::new(&head)];
             match sendmsg::<()>(
                 self.socket.as_raw_fd(),
-                &slices,
+                &[IoSlice::new(&message)],
                 control,
                 MsgFlags::MSG_NOSIGNAL,
                 None,
@@ -105,8 +105,7 @@ impl Channel {
                 other => break other.map_err(std::io::Error::from)?,
             }
         };
-        self.socket.write_all(&head[sent..])?;
-        self.socket.write_all(&body)?;
+        self.socket.write_all(&message[sent..])?;
         Ok(())
     }
 

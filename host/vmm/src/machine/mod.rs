@@ -266,6 +266,7 @@ impl Machine {
             let cpuid = self.vm.features().for_vcpu(index, self.config.vcpus);
             vcpu.prepare(cpuid, entry.take())?;
         }
+        vcpu::finish_all(&self.vcpus)?;
         Ok(())
     }
 
@@ -467,7 +468,10 @@ impl Machine {
             });
         }
         self.epoch = epoch;
-        self.order_devices(|| Order::Resume, ANSWER_TIMEOUT)?;
+        // Not waited for: what the guest asks of one before it is at work, it finds then.
+        for function in self.devices.pci.functions() {
+            function.worker().go_on();
+        }
         self.pause.store(false, Ordering::SeqCst);
         for vcpu in &self.vcpus {
             vcpu.run()?;
@@ -483,8 +487,12 @@ impl Machine {
         timeout: Duration,
     ) -> Result<(), DeviceError> {
         let until = Instant::now() + timeout;
-        for function in self.devices.pci.functions() {
-            function.worker().order_until(order(), until)?;
+        let functions = self.devices.pci.functions().iter();
+        let given: Result<Vec<_>, _> = functions
+            .map(|function| function.worker().begin(order(), until))
+            .collect();
+        for given in given? {
+            given.finish(until)?;
         }
         Ok(())
     }

@@ -1,12 +1,17 @@
 //! Saving the machine, and loading what another one saved.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Boot, Machine, Phase, RequestError};
 use crate::config::Generation;
-use crate::devices::{FunctionState, IoApicState, PowerState, SerialRegisters};
+use crate::devices::{
+    ANSWER_TIMEOUT, DeviceError, FunctionState, IoApicState, PowerState, SerialRegisters,
+};
 use crate::kvm::{MachineState, VcpuState};
 use crate::state::{StateReader, StateWriter};
+use crate::vcpu;
 
 const MACHINE_VERSION: u32 = 1;
 const KVM_VERSION: u32 = 1;
@@ -91,17 +96,24 @@ impl Machine {
         state.finish()?;
 
         let passed_ns = self.vm.load(&kvm)?;
+        // All threads work at the same time: each is told first, then waited for.
         for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
             vcpu.load(state, passed_ns)?;
         }
+        vcpu::finish_all(&self.vcpus)?;
         self.devices.ioapic.load(ioapic)?;
         if !self.devices.serial.load(serial) {
             return Err(crate::state::StateError::Damaged.into());
         }
         self.devices.power.load(power);
         self.devices.pci.set_address(address);
-        for (function, state) in functions.iter().zip(devices) {
-            function.load(state)?;
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        let loads = functions.iter().zip(devices);
+        let loads: Result<Vec<_>, _> = loads
+            .map(|(function, state)| function.load(state, until))
+            .collect();
+        for load in loads? {
+            load.finish(until).map_err(DeviceError::from)?;
         }
         // After vCPUs and lines: it may interrupt.
         self.devices.generation.load(generation, wanted)?;

@@ -145,20 +145,18 @@ impl Vcpu {
         }
     }
 
-    /// Readies a fresh vCPU; the first one gets the entry.
+    /// Readies a fresh vCPU; the first one gets the entry. Done when it is [finished](finish_all).
     pub fn prepare(
         &self,
         cpuid: Vec<kvm_cpuid_entry2>,
         entry: Option<Entry>,
     ) -> Result<(), VcpuError> {
-        self.order(Command::Prepare(cpuid, entry))?;
-        self.did()
+        self.order(Command::Prepare(cpuid, entry))
     }
 
-    /// Puts a saved state in place, time advanced by `passed_ns`.
+    /// Puts a saved state in place, time advanced by `passed_ns`. Done when it is [finished](finish_all).
     pub fn load(&self, state: Box<VcpuState>, passed_ns: u64) -> Result<(), VcpuError> {
-        self.order(Command::Load(state, passed_ns))?;
-        self.did()
+        self.order(Command::Load(state, passed_ns))
     }
 
     /// Reads the state of a vCPU that stands still.
@@ -227,6 +225,13 @@ impl Vcpu {
         let answer = self.answers.recv_timeout(ANSWER_TIMEOUT);
         answer.map_err(|_| VcpuError::Silent(self.index))
     }
+}
+
+/// Waits until all have done what each was told.
+pub fn finish_all(vcpus: &[Vcpu]) -> Result<(), VcpuError> {
+    // Also those after one that failed: no answer is left that could be taken for another's.
+    let done: Vec<_> = vcpus.iter().map(Vcpu::did).collect();
+    done.into_iter().collect()
 }
 
 /// The clock of a thread that has not been joined.

@@ -10,6 +10,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use dwcp_jail::LastWords;
 use serde::{Deserialize, Serialize};
@@ -18,8 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::interrupts::Interrupts;
 use super::registers::{Beside, DRIVER_OK, Effect, Offer, Registers};
 use super::{
-    Answer, Backend, Broken, Counters, Kind, Order, OwnRegisters, Running, Worker, WorkerError,
-    balloon,
+    Answer, Backend, Broken, Counters, Given, Kind, Order, OwnRegisters, Running, Worker,
+    WorkerError, balloon,
 };
 use crate::devices::pci::{
     BAR0, COMMAND, ConfigSpace, ConfigState, Identity, Msix, MsixState, WINDOW_BYTES, in_window,
@@ -302,8 +303,9 @@ impl Function {
         })
     }
 
-    /// Puts a saved state in place; its thread is paused, and goes on from there when it is resumed.
-    pub fn load(&self, state: FunctionState) -> Result<(), DeviceError> {
+    /// Puts a saved state in place; its thread is paused, and goes on from there when it is resumed. Loaded when what is
+    /// answered is finished.
+    pub fn load(&self, state: FunctionState, until: Instant) -> Result<Given<'_>, DeviceError> {
         let other = |why| DeviceError::Other {
             name: self.name.clone(),
             why,
@@ -331,18 +333,20 @@ impl Function {
         self.interrupts
             .set_status(state.interrupt_status, state.needs_reset);
         let differs = self.own.load(&state.own);
-        self.worker.order(Order::Load(state.backend))?;
         let is_active = state.registers.status & DRIVER_OK != 0 && !state.needs_reset;
         *self.registers() = state.registers;
+        let mut running = None;
         if is_active {
-            let running = self.running(&self.registers());
-            let running = running.map_err(|_| other("its queues are not in memory"))?;
-            self.worker.order(Order::Activate(Box::new(running)))?;
+            let queues = self.running(&self.registers());
+            let queues = queues.map_err(|_| other("its queues are not in memory"))?;
+            running = Some(Box::new(queues));
             if differs {
                 self.interrupts.configuration();
             }
         }
-        Ok(())
+        Ok(self
+            .worker
+            .begin(Order::Load(state.backend, running), until)?)
     }
 
     fn write_common(&self, offset: usize, data: &[u8]) -> Result<(), DeviceError> {

@@ -47,7 +47,9 @@ pub use queue::{Broken, Chain, Queue, QueueState};
 pub use rng::Rng;
 pub use running::Running;
 pub use vsock::Vsock;
-pub use worker::{ANSWER_TIMEOUT, Answer, Counters, Order, SYNC_TIMEOUT, Worker, WorkerError};
+pub use worker::{
+    ANSWER_TIMEOUT, Answer, Counters, Given, Order, SYNC_TIMEOUT, Worker, WorkerError,
+};
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dwcp_jail::{ConfineError, LastWords};
@@ -60,8 +60,8 @@ pub enum Order {
     Aim(u32),
     /// Say how far the queues are, and what the backend remembers.
     Save,
-    /// Take back what the backend remembered.
-    Load(Vec<u8>),
+    /// Take back what the backend remembered, and the queues if the driver was ready.
+    Load(Vec<u8>, Option<Box<Running>>),
 }
 
 /// What it answers.
@@ -105,6 +105,14 @@ pub struct Worker {
     name: String,
     lane: Mutex<Lane>,
     bell: Arc<EventFd>,
+}
+
+/// An order that was given. Until its answer is waited for, or this is dropped, nobody else gives this device one.
+#[derive(Debug)]
+#[must_use = "whether it was carried out is not known before it is finished"]
+pub struct Given<'a> {
+    worker: &'a Worker,
+    lane: MutexGuard<'a, Lane>,
 }
 
 #[derive(Debug)]
@@ -188,19 +196,23 @@ impl Worker {
 
     /// The same, but no longer than until a time. One that is late is still carried out.
     pub fn order_until(&self, order: Order, until: Instant) -> Result<Answer, WorkerError> {
-        let silent = || WorkerError::Silent(self.name.clone());
+        self.begin(order, until)?.finish(until)
+    }
+
+    /// Gives an order, so that others can be given theirs before this one is waited for.
+    pub fn begin(&self, order: Order, until: Instant) -> Result<Given<'_>, WorkerError> {
         let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
         while lane.owed > 0 {
-            lane.take(until).ok_or_else(silent)?;
+            lane.take(until).ok_or_else(|| self.silent())?;
         }
         if !self.give(&mut lane, order) {
-            return Err(silent());
+            return Err(self.silent());
         }
-        match lane.take(until).ok_or_else(silent)? {
-            Answer::Unfit => Err(WorkerError::Unfit(self.name.clone())),
-            Answer::Failed(error) => Err(WorkerError::Failed(self.name.clone(), error)),
-            answer => Ok(answer),
-        }
+        Ok(Given { worker: self, lane })
+    }
+
+    fn silent(&self) -> WorkerError {
+        WorkerError::Silent(self.name.clone())
     }
 
     /// Has it go on once it is done with what it was told before, and does not wait for that.
@@ -223,6 +235,19 @@ impl Worker {
     /// What another thread writes to when it gives an order.
     pub fn bell(&self) -> BorrowedFd<'_> {
         borrow(&self.bell)
+    }
+}
+
+impl Given<'_> {
+    /// Waits until it was carried out, but no longer than until a time.
+    pub fn finish(mut self, until: Instant) -> Result<Answer, WorkerError> {
+        let name = || self.worker.name.clone();
+        match self.lane.take(until) {
+            None => Err(self.worker.silent()),
+            Some(Answer::Unfit) => Err(WorkerError::Unfit(name())),
+            Some(Answer::Failed(error)) => Err(WorkerError::Failed(name(), error)),
+            Some(answer) => Ok(answer),
+        }
     }
 }
 
@@ -405,8 +430,14 @@ impl Thread {
                 let states = queues.map(|queue| queue.as_ref().map(super::Queue::state));
                 Answer::Saved(states.collect(), self.backend.save())
             }
-            Order::Load(bytes) => match self.backend.load(&bytes) {
-                Ok(()) => Answer::Done,
+            Order::Load(bytes, running) => match self.backend.load(&bytes) {
+                Ok(()) => {
+                    if running.is_some() {
+                        self.running = running;
+                        self.begin();
+                    }
+                    Answer::Done
+                }
                 Err(Unfit) => Answer::Unfit,
             },
         }
