@@ -72,10 +72,13 @@ impl DeviceLog {
         }
     }
 
-    pub(crate) fn drain_into(&self, bitmap: &DirtyBitmap) {
+    pub(crate) fn drain_into(&self, bitmaps: &[&DirtyBitmap]) {
         for (index, word) in self.shared.words.iter().enumerate() {
             if word.load(Ordering::Relaxed) != 0 {
-                bitmap.or_word(index, word.swap(0, Ordering::SeqCst));
+                let bits = word.swap(0, Ordering::SeqCst);
+                for bitmap in bitmaps {
+                    bitmap.or_word(index, bits);
+                }
             }
         }
     }

@@ -128,6 +128,14 @@ impl GuestMemory {
         matches!(self.backing, Backing::Private(_))
     }
 
+    /// Whether it is private RAM of which [`GuestMemory::mark_private`] knows which pages changed.
+    pub fn knows_private(&self) -> bool {
+        match &self.backing {
+            Backing::Shared(_) => false,
+            Backing::Private(private) => private.has_page_map(),
+        }
+    }
+
     /// Where RAM lies in this process, for another one that reads or fills it here.
     pub fn host_map(&self) -> Result<HostMap, MemoryError> {
         HostMap::new(self.size(), &hosts_of(&self.ram))
@@ -264,9 +272,9 @@ impl GuestMemory {
         self.log.is_tracking()
     }
 
-    /// Moves what was logged since the last call into `bitmap`.
-    pub fn drain_log(&self, bitmap: &DirtyBitmap) {
-        self.log.drain_into(bitmap);
+    /// Moves what was logged since the last call into each of `bitmaps`: who is not among them never learns of it.
+    pub fn drain_log(&self, bitmaps: &[&DirtyBitmap]) {
+        self.log.drain_into(bitmaps);
     }
 
     /// Marks a write that did not pass through this type (by the kernel, on behalf of a device): call it before the

@@ -87,6 +87,11 @@ impl PrivatePages {
         }
     }
 
+    /// Whether it can be seen which pages are this process's own.
+    pub fn has_page_map(&self) -> bool {
+        self.page_map.is_some()
+    }
+
     /// Lays one piece. When it fails, what was there before may be gone: the memory is of no more use.
     pub fn lay(&self, piece: &Piece<'_>) -> Result<(), MemoryError> {
         check_piece(piece, self.hosts.size())?;

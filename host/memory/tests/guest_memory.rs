@@ -19,7 +19,7 @@ fn memory(mib: u64) -> GuestMemory {
 fn logged(memory: &GuestMemory) -> BTreeSet<u64> {
     let size = memory.size();
     let bitmap = DirtyBitmap::map(DirtyBitmap::create(size).unwrap(), size).unwrap();
-    memory.drain_log(&bitmap);
+    memory.drain_log(&[&bitmap]);
     bitmap.iter().map(|page| page.0).collect()
 }
 

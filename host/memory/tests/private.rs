@@ -117,7 +117,7 @@ proptest! {
             expected_log.extend(touched);
         }
         prop_assert_eq!(read(&memory), model.clone());
-        let logged = marked(|bitmap| memory.drain_log(bitmap), memory.size());
+        let logged = marked(|bitmap| memory.drain_log(&[bitmap]), memory.size());
         prop_assert_eq!(logged, expected_log);
         // Nothing that differs from what was laid is left out, and nothing that is not zeros.
         let private = private(&memory);

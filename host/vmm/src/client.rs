@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use dwcp_channel::{Channel, ChannelError};
 
-use dwcp_snapshot::{Disk, SnapshotDigest};
+use dwcp_snapshot::SnapshotDigest;
 
 use crate::devices::{ANSWER_TIMEOUT, SYNC_TIMEOUT};
-use crate::protocol::{Reply, Request, Status, VERSIONS};
+use crate::protocol::{Reply, Request, SnapshotOrder, Status, VERSIONS};
 use crate::vcpu::STAND_TIMEOUT;
 
 /// How long a reply may take: longer than the VMM itself waits for vCPUs and devices.
@@ -171,15 +171,9 @@ impl VmmClient {
     pub fn snapshot(
         &mut self,
         file: BorrowedFd<'_>,
-        compressed: bool,
-        base: Option<SnapshotDigest>,
-        disks: Vec<Disk>,
+        order: SnapshotOrder,
     ) -> Result<SnapshotDigest, ClientError> {
-        let request = Request::Snapshot {
-            compressed,
-            base,
-            disks,
-        };
+        let request = Request::Snapshot(order);
         match self.ask_slowly(&request, Some(file), SNAPSHOT_TIMEOUT)? {
             (Reply::Snapshot { digest }, _) => Ok(digest),
             (other, _) => Err(ClientError::Unexpected(other)),

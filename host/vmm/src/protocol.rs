@@ -93,14 +93,7 @@ pub enum Request {
     Load,
     /// Writes the paused VM as a snapshot into an empty file (one descriptor), and syncs it. Takes as long as that
     /// takes; nothing else is served meanwhile.
-    Snapshot {
-        /// Whether memory is compressed; if not, the file can be mapped.
-        compressed: bool,
-        /// The snapshot to hold only the changes of: the one that this VM was restored from.
-        base: Option<SnapshotDigest>,
-        /// The VM's disks as they are now, for the manifest.
-        disks: Vec<Disk>,
-    },
+    Snapshot(SnapshotOrder),
     /// Makes a shell what a snapshot holds: its files (the newest first, each followed by its base, raw), whose memory
     /// the caller has had checked. They are mapped copy-on-write and must never change.
     Restore,
@@ -108,6 +101,22 @@ pub enum Request {
     Fork,
     /// How the VM is.
     Status,
+}
+
+/// How to write a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotOrder {
+    /// Whether memory is compressed; if not, the file can be mapped.
+    pub compressed: bool,
+    /// The snapshot to hold only the changes of: the one that the status names.
+    pub base: Option<SnapshotDigest>,
+    /// Whether changes are logged from now on, so that the next one can be a change of this one. If not, a log that is
+    /// kept for that ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_changes: bool,
+    /// The VM's disks as they are now, for the manifest.
+    pub disks: Vec<Disk>,
 }
 
 /// An answer of the VMM.
@@ -180,6 +189,9 @@ pub struct Status {
     pub cpu_ns: Vec<u64>,
     /// Bytes that the guest wrote to its serial port and its virtio console so far.
     pub serial_bytes: u64,
+    /// The snapshot since which it is known what changed, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes_since: Option<SnapshotDigest>,
     /// Its virtio devices, in the order of the configuration.
     #[serde(default)]
     pub devices: Vec<DeviceStatus>,

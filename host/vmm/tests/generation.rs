@@ -11,6 +11,7 @@ use common::{Bed, Serial, has_kvm};
 use dwcp_memory::seal_template;
 use dwcp_vmm::client::VmmClient;
 use dwcp_vmm::config::Generation;
+use dwcp_vmm::protocol::SnapshotOrder;
 use dwcp_vmm::state::StateReader;
 
 const SMALL: &str = "fill_mib=8 ws_mib=2 rate=500";
@@ -88,7 +89,7 @@ fn no_two_restored_or_forked_vms_share_one_although_none_was_chosen() {
     let mut all = vec![in_state(&mut client)];
     assert_eq!(all[0], in_memory(&bed));
     let snapshot = tempfile::tempfile().unwrap();
-    let written = client.snapshot(snapshot.as_fd(), false, None, Vec::new());
+    let written = client.snapshot(snapshot.as_fd(), SnapshotOrder::default());
     written.unwrap();
     let (state, _) = client.save().unwrap();
     drop((client, original));

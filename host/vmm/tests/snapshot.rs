@@ -12,7 +12,7 @@ use dwcp_memory::seal_template;
 use dwcp_snapshot::seal::{Trust, ensure};
 use dwcp_snapshot::{Chain, Disk, Draft, Encoding, Snapshot, SnapshotDigest, SnapshotName, recode};
 use dwcp_vmm::client::{ClientError, VmmClient};
-use dwcp_vmm::protocol::Phase;
+use dwcp_vmm::protocol::{Phase, SnapshotOrder};
 use dwcp_vmm::spawn::Spawned;
 
 const SMALL: &str = "fill_mib=8 ws_mib=2 rate=500 verify=2";
@@ -49,7 +49,15 @@ fn published(
         digest: None,
     };
     let digest = client
-        .snapshot(draft.file().as_fd(), false, base, vec![disk])
+        .snapshot(
+            draft.file().as_fd(),
+            SnapshotOrder {
+                base,
+                keep_changes: true,
+                disks: vec![disk],
+                ..SnapshotOrder::default()
+            },
+        )
         .unwrap();
     let snapshot = draft.publish().unwrap();
     assert_eq!(snapshot.digest(), digest);
@@ -141,12 +149,11 @@ fn a_restored_vm_is_snapshotted_as_a_change() {
     assert!(refused.to_string().contains("cannot be moved"), "{refused}");
     let other = full.digest().to_string().replace(['0', '1'], "2");
     let spare = tempfile::tempfile().unwrap();
-    let refused = client.snapshot(
-        spare.as_fd(),
-        false,
-        Some(other.parse().unwrap()),
-        Vec::new(),
-    );
+    let order = SnapshotOrder {
+        base: Some(other.parse().unwrap()),
+        ..SnapshotOrder::default()
+    };
+    let refused = client.snapshot(spare.as_fd(), order);
     assert!(refused.unwrap_err().to_string().contains("full one"));
     let change = published(&bed, &mut client, "change", Some(full.digest()));
     let (stored, whole) = (change.stored_bytes(), full.stored_bytes());
@@ -165,6 +172,73 @@ fn a_restored_vm_is_snapshotted_as_a_change() {
     client.run(3).unwrap();
     goes_on(&shell, &mut client, 0);
     assert!(Serial::of(&shell).ticks()[0].tick > tick);
+    end(shell, &mut client);
+}
+
+/// Lets a VM run on for a while, and pauses it.
+fn run_on(vmm: &Spawned, client: &mut VmmClient) {
+    let serial = Serial::of(vmm);
+    let last = serial.ticks().last().unwrap().tick;
+    client.resume(1).unwrap();
+    serial.wait_for_tick(last + 2);
+    client.pause().unwrap();
+}
+
+#[test]
+fn a_vm_that_runs_on_is_snapshotted_as_changes_of_changes() {
+    if !has_kvm("a_vm_that_runs_on_is_snapshotted_as_changes_of_changes") {
+        return;
+    }
+    let bed = Bed::new(64);
+    let (original, mut client, _) = paused(&bed);
+    assert_eq!(client.status().unwrap().changes_since, None);
+    let full = published(&bed, &mut client, "full", None);
+    let since = |client: &mut VmmClient| client.status().unwrap().changes_since;
+    assert_eq!(since(&mut client), Some(full.digest()));
+    run_on(&original, &mut client);
+
+    // What could not be written costs nothing: the next one holds it.
+    let busy = tempfile::tempfile().unwrap();
+    (&busy).write_all(b"something").unwrap();
+    let order = SnapshotOrder {
+        base: Some(full.digest()),
+        keep_changes: true,
+        ..SnapshotOrder::default()
+    };
+    client.snapshot(busy.as_fd(), order).unwrap_err();
+    assert_eq!(since(&mut client), Some(full.digest()));
+    // Nor does a mover that comes, reads what changed, and goes.
+    client.dirty_start().unwrap();
+    run_on(&original, &mut client);
+    assert!(client.dirty_harvest().unwrap() > 0);
+    let first = published(&bed, &mut client, "first", Some(full.digest()));
+    client.dirty_stop().unwrap();
+
+    run_on(&original, &mut client);
+    let second = published(&bed, &mut client, "second", Some(first.digest()));
+    let whole = full.stored_bytes();
+    for change in [&first, &second] {
+        let stored = change.stored_bytes();
+        assert!(stored > 0 && stored < whole / 2, "{stored} of {whole}");
+    }
+    let tick = Serial::of(&original).ticks().last().unwrap().tick;
+    // Without being asked to, it knows nothing any more of what changes.
+    let spare = tempfile::tempfile().unwrap();
+    client
+        .snapshot(spare.as_fd(), SnapshotOrder::default())
+        .unwrap();
+    assert_eq!(since(&mut client), None);
+    client.resume(1).unwrap();
+    goes_on(&original, &mut client, tick);
+    end(original, &mut client);
+
+    let layers = [second, first, full];
+    let shell = bed.shell("again");
+    let mut client = shell.client().unwrap();
+    client.restore(&files(&layers)).unwrap();
+    client.run(2).unwrap();
+    goes_on(&shell, &mut client, 0);
+    assert_eq!(Serial::of(&shell).ticks()[0].tick, tick + 1);
     end(shell, &mut client);
 }
 
@@ -257,7 +331,7 @@ fn a_vm_that_may_not_write_so_much_says_so_and_lives() {
     bed.limit_files();
     let (vmm, mut client, tick) = paused(&bed);
     let file = tempfile::tempfile().unwrap();
-    let refused = client.snapshot(file.as_fd(), false, None, Vec::new());
+    let refused = client.snapshot(file.as_fd(), SnapshotOrder::default());
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("too large"), "{refused}");
     client.resume(1).unwrap();

@@ -196,16 +196,18 @@ impl Vm {
         self.set_slots(0)
     }
 
-    /// Moves the log into `bitmap`.
-    pub fn harvest_log(&self, bitmap: &DirtyBitmap) -> Result<(), KvmError> {
+    /// Moves the log into each of `bitmaps`: who is not among them never learns of it.
+    pub fn harvest_log(&self, bitmaps: &[&DirtyBitmap]) -> Result<(), KvmError> {
         for (slot, MappedRegion { region, .. }) in (0u32..).zip(self.memory.mapped_regions()) {
             let log = self
                 .fd
                 .get_dirty_log(slot, region.bytes as usize)
                 .map_err(KvmError::refused("read its dirty log"))?;
-            bitmap
-                .or_from_log(region.offset.page(), &log)
-                .map_err(|_| KvmError::Missing("a dirty log of the right length"))?;
+            for bitmap in bitmaps {
+                bitmap
+                    .or_from_log(region.offset.page(), &log)
+                    .map_err(|_| KvmError::Missing("a dirty log of the right length"))?;
+            }
         }
         Ok(())
     }

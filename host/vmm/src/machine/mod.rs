@@ -2,6 +2,7 @@
 //!
 //! A request that the phase does not allow is refused and changes nothing. No vCPU runs but in phase `Running`.
 
+mod changes;
 mod snapshot;
 mod transfer;
 
@@ -26,8 +27,9 @@ use crate::protocol::{Phase, Status};
 use crate::state::StateError;
 use crate::vcpu::{self, Shared, Vcpu, VcpuError};
 
+use changes::Changes;
 use snapshot::Origin;
-pub(crate) use snapshot::{SnapshotOrder, fork_parts};
+pub(crate) use snapshot::fork_parts;
 
 /// One virtual machine.
 #[derive(Debug)]
@@ -36,16 +38,13 @@ pub struct Machine {
     vm: Arc<Vm>,
     devices: Arc<Devices>,
     vcpus: Vec<Vcpu>,
-    bitmap: DirtyBitmap,
     terminal: Terminal,
     end: Arc<EndNotice>,
     pause: Arc<AtomicBool>,
     phase: Phase,
-    is_tracking: bool,
     epoch: u64,
     tsc_khz: u32,
-    /// The pages that a snapshot is to hold, while it is written.
-    snapshot_pages: DirtyBitmap,
+    changes: Changes,
     /// What was laid over a shell's memory.
     origin: Option<Origin>,
 }
@@ -124,8 +123,8 @@ pub enum RequestError {
     /// A request came without its file.
     #[error("The request came without the file that belongs to it")]
     NoFile,
-    /// A change of something else than what the VM was restored from.
-    #[error("This VM was not restored from snapshot {0}: write a full one")]
+    /// A change of something else than what changes are known of.
+    #[error("What changed in this VM since snapshot {0} is not known: write a full one")]
     OtherBase(dwcp_snapshot::SnapshotDigest),
     /// A snapshot could not be written.
     #[error(transparent)]
@@ -189,7 +188,7 @@ impl Machine {
             Boot::Fresh { .. } | Boot::Incoming => GuestMemory::map(parts.memory, size)?,
         });
         let bitmap = DirtyBitmap::map(parts.bitmap, size)?;
-        let snapshot_pages = DirtyBitmap::map(DirtyBitmap::create(size)?, size)?;
+        let kept = DirtyBitmap::map(DirtyBitmap::create(size)?, size)?;
         let mut vm = Vm::new(parts.kvm, memory)?;
         let fds = (0..config.vcpus)
             .map(|index| vm.create_vcpu(index))
@@ -229,15 +228,13 @@ impl Machine {
             vm,
             devices,
             vcpus,
-            bitmap,
             terminal,
             end,
             pause,
             phase: Phase::Idle,
-            is_tracking: false,
             epoch: 0,
             tsc_khz,
-            snapshot_pages,
+            changes: Changes::new(bitmap, kept),
             origin: None,
         })
     }
@@ -307,6 +304,7 @@ impl Machine {
             exits: self.vcpus.iter().map(Vcpu::exits).collect(),
             cpu_ns: self.vcpus.iter().map(Vcpu::cpu_ns).collect(),
             serial_bytes: self.terminal.output.written(),
+            changes_since: self.changes_since(),
             devices: functions.map(Function::status).collect(),
         }
     }
@@ -421,43 +419,6 @@ impl Machine {
             }
             Phase::Idle | Phase::Loaded => Err(self.refuse("see its power button pressed")),
         }
-    }
-
-    /// Begins to log which pages change, and marks all that is there: a new consumer has none of it.
-    pub fn dirty_start(&mut self) -> Result<(), RequestError> {
-        // Movers read the memfd, and this memory is not in one.
-        if self.vm.memory().is_private() {
-            return Err(RequestError::Private);
-        }
-        // Starting anew forgets what was logged before, in KVM too.
-        self.dirty_stop()?;
-        self.vm.memory().start_tracking();
-        self.vm.start_log()?;
-        self.is_tracking = true;
-        // After the log has begun: what appears from now on is in one or the other.
-        self.bitmap.clear_all();
-        self.vm.memory().mark_present(&self.bitmap)?;
-        Ok(())
-    }
-
-    /// Adds what changed to the shared bitmap; answers how many bits are set in it.
-    pub fn dirty_harvest(&mut self) -> Result<u64, RequestError> {
-        if !self.is_tracking {
-            return Err(RequestError::NotTracking);
-        }
-        self.vm.harvest_log(&self.bitmap)?;
-        self.vm.memory().drain_log(&self.bitmap);
-        Ok(self.bitmap.count())
-    }
-
-    /// Ends the log.
-    pub fn dirty_stop(&mut self) -> Result<(), RequestError> {
-        if self.is_tracking {
-            self.is_tracking = false;
-            self.vm.memory().stop_tracking();
-            self.vm.stop_log()?;
-        }
-        Ok(())
     }
 
     fn start(&mut self, epoch: u64) -> Result<(), RequestError> {

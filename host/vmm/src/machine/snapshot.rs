@@ -11,12 +11,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dwcp_memory::{MemorySize, Piece};
 use dwcp_snapshot::{
-    Chain, Content, Cpu, Disk, Encoding, Manifest, Offer, Snapshot, SnapshotDigest, write,
+    Chain, Content, Cpu, Encoding, Manifest, Offer, Snapshot, SnapshotDigest, write,
 };
 
 use super::{Boot, Machine, Phase, RequestError};
 use crate::config::{Generation, VCPUS_MAX};
 use crate::kvm::needed;
+use crate::protocol::SnapshotOrder;
 use crate::state::{FORMAT, StateError};
 use crate::vcpu::Vcpu;
 
@@ -27,17 +28,6 @@ pub(super) enum Origin {
     Snapshot(SnapshotDigest),
     /// A template, or it failed half-way: no snapshot can be a change of it.
     Unnamed,
-}
-
-/// How to write a snapshot.
-#[derive(Debug)]
-pub struct SnapshotOrder {
-    /// How memory is to lie in the file.
-    pub encoding: Encoding,
-    /// The snapshot to hold only the changes of: the one that the VM was restored from.
-    pub base: Option<SnapshotDigest>,
-    /// The VM's disks, for the manifest.
-    pub disks: Vec<Disk>,
 }
 
 impl Machine {
@@ -64,13 +54,14 @@ impl Machine {
             base: order.base,
         };
         let memory = self.vm.memory();
-        let chosen = &self.snapshot_pages;
-        chosen.clear_all();
+        self.changes.harvest(&self.vm)?;
+        let chosen = self.changes.kept();
         match order.base {
-            Some(base) if self.origin == Some(Origin::Snapshot(base)) => {
-                memory.mark_private(chosen)?;
+            Some(base) if self.changes_since() != Some(base) => {
+                return Err(RequestError::OtherBase(base));
             }
-            Some(base) => return Err(RequestError::OtherBase(base)),
+            Some(_) if self.changes.since().is_some() => {}
+            Some(_) => memory.mark_private(chosen)?,
             None => memory.mark_present(chosen)?,
         }
         let content = Content {
@@ -78,9 +69,25 @@ impl Machine {
             state: &state,
             memory: &**memory,
             pages: chosen,
-            encoding: order.encoding,
+            encoding: match order.compressed {
+                true => Encoding::Zstd,
+                false => Encoding::Raw,
+            },
         };
-        Ok(write(file, &content, &mut |_| ControlFlow::Continue(()))?)
+        let digest = write(file, &content, &mut |_| ControlFlow::Continue(()))?;
+        self.changes
+            .keep_since(&self.vm, order.keep_changes.then_some(digest))?;
+        Ok(digest)
+    }
+
+    /// The snapshot since which it is known what changed: the last one, if that was asked for, or the one that the VM
+    /// was restored from, if the process can see which of its pages are its own.
+    pub(super) fn changes_since(&self) -> Option<SnapshotDigest> {
+        let restored = match self.origin {
+            Some(Origin::Snapshot(digest)) if self.vm.memory().knows_private() => Some(digest),
+            _ => None,
+        };
+        self.changes.since().or(restored)
     }
 
     /// Becomes what a snapshot holds: `layers` are its files, the newest first, down to a full one, raw.

@@ -5,13 +5,12 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use dwcp_snapshot::Encoding;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Next, Server};
 use crate::end::GuestEnd;
-use crate::machine::{RequestError, SnapshotOrder, fork_parts};
+use crate::machine::{RequestError, fork_parts};
 use crate::protocol::{Reply, Request, VERSIONS};
 use crate::state::{STATE_BYTES_MAX, StateError};
 
@@ -87,21 +86,8 @@ impl Server {
                 let bytes = read_state(File::from(state))?;
                 machine.load(&bytes).and(done)
             }
-            Request::Snapshot {
-                compressed,
-                base,
-                disks,
-            } => {
-                let encoding = match compressed {
-                    true => Encoding::Zstd,
-                    false => Encoding::Raw,
-                };
+            Request::Snapshot(order) => {
                 let file = fds.into_iter().next().ok_or(RequestError::NoFile)?;
-                let order = SnapshotOrder {
-                    encoding,
-                    base,
-                    disks,
-                };
                 let digest = machine.write_snapshot(&File::from(file), order)?;
                 Ok((Reply::Snapshot { digest }, None))
             }

@@ -82,7 +82,7 @@ impl Stored {
         let draft = Draft::create(directory.as_fd(), &name)?;
         standing
             .client
-            .snapshot(draft.file().as_fd(), false, None, Vec::new())?;
+            .snapshot(draft.file().as_fd(), Default::default())?;
         let snapshot = draft.publish()?;
         seal::ensure(directory.as_fd(), &name, &snapshot, &mut |_| {
             ControlFlow::Continue(())

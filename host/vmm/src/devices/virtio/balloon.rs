@@ -347,7 +347,7 @@ mod tests {
         drivers[4].add(&[writable(50 * 4096, 2 * 4096)]);
         memory.start_tracking();
         device.serve(4).unwrap();
-        memory.drain_log(&bitmap);
+        memory.drain_log(&[&bitmap]);
         assert!(bitmap.is_set(PageIndex(50)) && bitmap.is_set(PageIndex(51)));
         assert!(!bitmap.is_set(PageIndex(52)));
     }
