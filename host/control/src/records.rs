@@ -18,7 +18,7 @@ mod snapshot;
 pub use hardware::{DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
 pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
 pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
-pub use snapshot::{Origin, RestoreRequest, Snapshot, SnapshotCreate};
+pub use snapshot::{Base, Origin, RestoreRequest, Snapshot, SnapshotCreate};
 
 /// Identifies a virtual machine for ever, wherever it runs and whatever it is called: a UUID, version 7.
 pub type VmId = String;

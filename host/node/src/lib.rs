@@ -27,6 +27,7 @@ mod images;
 mod incoming;
 mod inspect;
 mod launcher;
+mod layers;
 mod market;
 mod metrics;
 mod node;

@@ -3,7 +3,7 @@
 //! What always holds: a machine's record names the snapshot that its disks stand on before its guest runs; a restore
 //! that does not come to that leaves the machine, its memory aside, as it was; files of a snapshot are only read.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use dwcp_api::service::Answer;
 use dwcp_control::Name;
@@ -12,8 +12,8 @@ use dwcp_vmm::config::{Boot, CHAIN_FILES_MAX};
 
 use crate::errors::{conflict, impossible, internal, invalid, record};
 use crate::hardware::own_file;
+use crate::layers::open_memory;
 use crate::node::Node;
-use crate::snapshots::open_memory;
 use crate::state::now_ms;
 use crate::steps::step;
 
@@ -180,12 +180,21 @@ impl Node {
     /// Starts a machine's process as what a snapshot holds, and lets it run. Its record changes in between: from then on
     /// its disks are those that stand on the snapshot.
     pub(crate) async fn go_on_from(&self, vm: &Vm, origin: &Origin, permit: u64) -> Answer<()> {
-        let dir = self.snapshot_dir(&origin.snapshot_id);
-        let memory = tokio::task::spawn_blocking(move || open_memory(&dir));
+        let below = self
+            .snapshots_below(&vm.project, Some(origin.clone()))
+            .await?;
+        let Some(snapshot) = below.first() else {
+            return Err(conflict("The snapshot is gone"));
+        };
+        let dirs = self.layer_dirs(snapshot).await?;
+        let memory = tokio::task::spawn_blocking(move || open_memory(&dirs));
         let memory = memory.await.map_err(internal)??;
         self.spawn_vmm(vm, Boot::Shell, Vec::new()).await?;
-        self.vmm(&vm.id, move |vmm| vmm.restore(&[memory.as_fd()]))
-            .await?;
+        self.vmm(&vm.id, move |vmm| {
+            let layers: Vec<BorrowedFd<'_>> = memory.iter().map(AsFd::as_fd).collect();
+            vmm.restore(&layers)
+        })
+        .await?;
         self.lengthen_all(vm).await?;
         step("restore.loaded").await;
         let now = now_ms();

@@ -458,7 +458,7 @@ impl Service for Node {
         let (operation, running) = begun.await?;
         let node = self.arc()?;
         tokio::spawn(async move {
-            let taken = node.take_snapshot(&vm.id, &request.name, &running).await;
+            let taken = node.take_snapshot(&vm.id, &request, &running).await;
             running.end(&taken).await;
         });
         Ok(operation)

@@ -1,7 +1,8 @@
 //! Snapshots of machines: taken, found, and removed.
 //!
 //! ```text
-//! snapshots/ID/memory.snapshot    memory and devices, as the crate `dwcp-snapshot` says
+//! snapshots/ID/memory.snapshot    memory and devices, as the crate `dwcp-snapshot` says; of an incremental one, only
+//!                                 what changed since its base
 //!              memory.seal        that its memory was checked
 //!              disk-NAME.FORMAT   what the machine had written to a disk; what lies below stays where it is
 //! ```
@@ -9,7 +10,6 @@
 //! a record is what was left half-way, and goes at the next start. Whatever happens, the machine goes on.
 
 use std::fs::File;
-use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -18,19 +18,19 @@ use std::time::Instant;
 use dwcp_api::service::Answer;
 use dwcp_control::Name;
 use dwcp_control::records::{Snapshot, SnapshotCreate, Vm, VmPhase};
-use dwcp_snapshot::{Disk, Draft, SnapshotName, seal};
+use dwcp_snapshot::{Disk, Draft};
 use dwcp_store::{TypedError, Versioned};
+use dwcp_vmm::protocol::SnapshotOrder;
 
-use crate::errors::{chain, conflict, impossible, internal, record};
+use crate::errors::{conflict, impossible, internal, record};
 use crate::events::Running;
 use crate::hardware::own_file;
+use crate::layers::{Below, memory_name, publish_memory};
 use crate::node::Node;
 use crate::sparse;
 use crate::state::{now_ms, vm_id};
 use crate::steps::step;
 
-/// What the memory's file is called.
-const MEMORY: &str = "memory";
 /// Room that stays free on the host's disk.
 const ROOM_BYTES: u64 = 256 << 20;
 
@@ -84,35 +84,42 @@ impl Node {
     pub(crate) async fn take_snapshot(
         &self,
         vm_id: &str,
-        name: &Name,
+        request: &SnapshotCreate,
         running: &Running,
     ) -> Answer<String> {
+        let name = &request.name;
         // One at a time on a host: the room that one takes is not free for another.
         let _room = self.snapshot_room.lock().await;
+        // What this one is a change of must not go meanwhile.
+        let _uses = self.snapshot_uses.read().await;
         let life = self.life(vm_id);
-        let _life = life.lock().await;
+        let life = life.lock().await;
         let vm = self.records.vm_by_id(vm_id).await.map_err(record)?;
         let Some(vm) = vm.filter(|vm| vm.phase == VmPhase::Running) else {
             return Err(conflict("The machine does not run any more"));
         };
         let permit = self.permit(&vm).await?;
         // Before it stands still: a snapshot that could not be kept, or gone on from, is none.
-        self.check_snapshot(
-            &vm.project,
-            &SnapshotCreate {
-                name: name.clone(),
-                vm: vm.name.clone(),
-            },
-        )
-        .await?;
+        self.check_snapshot(&vm.project, request).await?;
         self.check_height(&vm).await?;
+        let below = match request.incremental {
+            true => self.below_next(&vm).await?,
+            false => None,
+        };
         let id = uuid::Uuid::now_v7().to_string();
         let unfinished = Unfinished(Some(self.snapshot_dir(&id)));
-        let taken = self.write_snapshot(&vm, &id, permit, running).await?;
-        running.say("checking what was written");
+        let taken = self
+            .write_snapshot(&vm, &id, request, below.as_ref(), permit, running)
+            .await?;
+        // What is left to do takes nothing of the machine's.
+        drop(life);
         let (dir, above) = (self.snapshot_dir(&id), self.config.dir("snapshots"));
-        let finished = tokio::task::spawn_blocking(move || finish(&dir, &above, taken.draft));
+        let (compressed, shown) = (request.compressed, running.clone());
+        let finished = tokio::task::spawn_blocking(move || {
+            finish(&dir, &above, taken.draft, compressed, &shown)
+        });
         let (digest, stored_bytes) = finished.await.map_err(internal)??;
+        let base = below.map(|below| below.base);
         let snapshot = Snapshot {
             id,
             project: vm.project.clone(),
@@ -121,6 +128,8 @@ impl Node {
             vm_id: vm.id.clone(),
             spec: vm.spec.clone(),
             origin: vm.origin.clone().filter(|_| has_own_disks(&vm)),
+            base,
+            compressed,
             digest,
             stored_bytes,
             pause_ms: taken.pause_ms,
@@ -139,8 +148,14 @@ impl Node {
             Err(error) => return Err(record(error)),
         }
         let sentence = format!(
-            "{name} is taken of {}, which stood still for {:.0} ms",
-            vm.name, snapshot.pause_ms
+            "{name} is taken of {}, which stood still for {:.0} ms{}",
+            vm.name,
+            snapshot.pause_ms,
+            match (&snapshot.base, request.incremental) {
+                (Some(base), _) => format!("; it holds what changed since {}", base.snapshot),
+                (None, true) => "; it is full, and the next can be a change of it".into(),
+                (None, false) => String::new(),
+            }
         );
         let at = object(&vm.project, name);
         self.events
@@ -153,17 +168,21 @@ impl Node {
         &self,
         vm: &Vm,
         id: &str,
+        request: &SnapshotCreate,
+        below: Option<&Below>,
         permit: u64,
         running: &Running,
     ) -> Answer<Taken> {
         let (from, dir) = (self.vm_dir(&vm.id), self.snapshot_dir(id));
         let files = own_files(vm, &from);
-        let needed = file_bytes(vm.spec.memory_bytes) + stored(&files).map_err(internal)?;
+        // What is compressed is there twice for a while.
+        let copies = 1 + u64::from(request.compressed);
+        let memory_bytes = copies * file_bytes(vm.spec.memory_bytes);
+        let needed = memory_bytes + stored(&files).map_err(internal)?;
         check_room(&self.config.state_dir, needed)?;
         std::fs::create_dir_all(&dir).map_err(internal)?;
         let opened = File::open(&dir).map_err(internal)?;
-        let memory: SnapshotName = MEMORY.parse().map_err(internal)?;
-        let draft = Draft::create(opened.as_fd(), &memory).map_err(internal)?;
+        let draft = Draft::create(opened.as_fd(), &memory_name()?).map_err(internal)?;
         let target = draft.file().try_clone().map_err(internal)?;
         let disks = vm.spec.disks.iter().map(|disk| Disk {
             device: disk.name.clone(),
@@ -171,7 +190,13 @@ impl Node {
             generation: 0,
             digest: None,
         });
-        let disks = disks.collect();
+        let order = SnapshotOrder {
+            // The machine stands still for less, and what it gave is never unpacked by the daemon.
+            compressed: false,
+            base: below.map(|below| below.digest),
+            keep_changes: request.incremental,
+            disks: disks.collect(),
+        };
 
         running.say(format!("{} is being paused", vm.name));
         let paused = self.vmm(&vm.id, |vmm| vmm.pause()).await;
@@ -182,9 +207,7 @@ impl Node {
                     "{} stands still while its memory and its disks are written",
                     vm.name
                 ));
-                let memory = self.vmm(&vm.id, move |vmm| {
-                    vmm.snapshot(target.as_fd(), false, None, disks)
-                });
+                let memory = self.vmm(&vm.id, move |vmm| vmm.snapshot(target.as_fd(), order));
                 let copied = tokio::task::spawn_blocking(move || copy_disks(&files, &dir));
                 let (memory, copied) = tokio::join!(memory, copied);
                 step("snapshot.written").await;
@@ -211,7 +234,7 @@ impl Node {
     pub(crate) async fn delete_snapshot(&self, project: &Name, name: &Name) -> Answer<()> {
         let Ok(_alone) = self.snapshot_uses.try_write() else {
             return Err(conflict(
-                "A machine is just being made to go on from a snapshot: try again",
+                "A snapshot is being taken, or a machine made to go on from one: try again when that has ended",
             ));
         };
         let snapshot = self.find_snapshot(project, name).await?.value;
@@ -233,6 +256,16 @@ impl Node {
         if let Some(user) = all.iter().find(|other| stands_on(&other.value.origin)) {
             return Err(conflict(format!(
                 "Snapshot {} stands on it: delete that one first",
+                user.value.name
+            )));
+        }
+        let holds_changes = |other: &Snapshot| {
+            let base = other.base.as_ref();
+            base.is_some_and(|base| base.snapshot_id == snapshot.id)
+        };
+        if let Some(user) = all.iter().find(|other| holds_changes(&other.value)) {
+            return Err(conflict(format!(
+                "Snapshot {} holds only what changed since {name}: delete that one first",
                 user.value.name
             )));
         }
@@ -340,44 +373,29 @@ fn copy_disks(files: &[(PathBuf, String)], dir: &Path) -> std::io::Result<()> {
 }
 
 /// Makes everything durable, and checks what a process that serves a guest has written.
-fn finish(dir: &Path, above: &Path, draft: Draft) -> Answer<(String, u64)> {
-    let fault = |error: &dyn std::error::Error| internal(std::io::Error::other(chain(error)));
+fn finish(
+    dir: &Path,
+    above: &Path,
+    draft: Draft,
+    compressed: bool,
+    running: &Running,
+) -> Answer<(String, u64)> {
     for entry in std::fs::read_dir(dir).map_err(internal)? {
         let path = entry.map_err(internal)?.path();
         File::open(path)
             .and_then(|file| file.sync_all())
             .map_err(internal)?;
     }
-    let snapshot = draft.publish().map_err(|error| fault(&error))?;
-    let opened = File::open(dir).map_err(internal)?;
-    let memory: SnapshotName = MEMORY.parse().map_err(internal)?;
-    seal::ensure(opened.as_fd(), &memory, &snapshot, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .map_err(|error| fault(&error))?;
-    opened.sync_all().map_err(internal)?;
-    File::open(above)
-        .and_then(|above| above.sync_all())
-        .map_err(internal)?;
+    let digest = publish_memory(dir, draft, compressed, running)?;
+    for directory in [dir, above] {
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(internal)?;
+    }
     let mut bytes = 0;
     for entry in std::fs::read_dir(dir).map_err(internal)? {
         let about = entry.and_then(|entry| entry.metadata()).map_err(internal)?;
         bytes += about.blocks() * 512;
     }
-    Ok((snapshot.digest().to_string(), bytes))
-}
-
-/// Opens the memory of a snapshot, checked: by its seal, or now.
-pub(crate) fn open_memory(dir: &Path) -> Answer<File> {
-    let damaged = |error: dwcp_snapshot::ReadError| {
-        impossible(format!("The snapshot cannot be used: {}", chain(&error)))
-    };
-    let opened = File::open(dir).map_err(internal)?;
-    let memory: SnapshotName = MEMORY.parse().map_err(internal)?;
-    let snapshot = dwcp_snapshot::open(opened.as_fd(), &memory).map_err(damaged)?;
-    seal::ensure(opened.as_fd(), &memory, &snapshot, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .map_err(damaged)?;
-    snapshot.file().try_clone().map_err(internal)
+    Ok((digest.to_string(), bytes))
 }

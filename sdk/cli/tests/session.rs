@@ -81,6 +81,8 @@ async fn what_people_see_is_the_golden_file() {
         "vm stop own".into(),
         "snapshot create before --of web".into(),
         "snapshot create before --of web".into(),
+        "snapshot create after --of web --incremental --compress".into(),
+        "snapshot show after".into(),
         "snapshot list".into(),
         "snapshot show before".into(),
         "vm restore web before".into(),

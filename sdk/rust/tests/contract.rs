@@ -136,6 +136,7 @@ fn every_schema_has_its_type() {
         ("NetworkSpec", check::<NetworkSpec>),
         ("Operation", check::<Operation>),
         ("OperationState", check::<OperationState>),
+        ("Base", check::<Base>),
         ("Origin", check::<Origin>),
         ("Placement", check::<Placement>),
         ("Plugin", check::<Plugin>),

@@ -12,7 +12,7 @@ use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::Tick;
 use dwcp_guest::said::{DiskLoop, DiskResized, VsockConnect};
 use dwcp_sdk::Client;
-use dwcp_sdk::types::{Desired, DiskSpec, Operation, Vm, VmCreate, VmPhase};
+use dwcp_sdk::types::{Desired, DiskSpec, Operation, SnapshotCreate, Vm, VmCreate, VmPhase};
 
 const PROJECT: &str = "default";
 const MIB: u64 = 1 << 20;
@@ -135,7 +135,9 @@ async fn it_is_paused(rig: &Rig, vm: &Vm) {
     let again = client.vm_pause(PROJECT, "web").await.unwrap();
     assert!(client.operation_wait(&again.id).await.is_err());
     // What needs a machine that runs says so.
-    let refused = client.snapshot_create(PROJECT, "none", "web").await;
+    let refused = client
+        .snapshot_create(PROJECT, &SnapshotCreate::new("none", "web"))
+        .await;
     assert!(refused.unwrap_err().to_string().contains("running machine"));
     assert_eq!(exits().await, before);
     assert_eq!(rig.log(vm).len(), silent);

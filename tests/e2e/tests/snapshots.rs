@@ -14,7 +14,7 @@ use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::Tick;
 use dwcp_guest::said::DiskLoop;
 use dwcp_sdk::Client;
-use dwcp_sdk::types::{DiskSpec, Operation, Snapshot, Vm, VmCreate, VmPhase};
+use dwcp_sdk::types::{DiskSpec, Operation, Snapshot, SnapshotCreate, Vm, VmCreate, VmPhase};
 
 const PROJECT: &str = "default";
 const MIB: u64 = 1 << 20;
@@ -74,9 +74,14 @@ impl Rig {
     }
 
     async fn snapshot(&self, name: &str) -> Snapshot {
-        let taking = self.client().snapshot_create(PROJECT, name, "web").await;
-        self.ends_well(&taking.unwrap()).await;
-        self.client().snapshot_get(PROJECT, name).await.unwrap()
+        self.take(&SnapshotCreate::new(name, "web")).await
+    }
+
+    async fn take(&self, request: &SnapshotCreate) -> Snapshot {
+        let client = self.client();
+        let taking = client.snapshot_create(PROJECT, request).await.unwrap();
+        self.ends_well(&taking).await;
+        client.snapshot_get(PROJECT, &request.name).await.unwrap()
     }
 
     async fn stop(&self, name: &str) {
@@ -160,7 +165,9 @@ async fn a_machine_goes_on_from_its_snapshots_and_others_do() {
         "{first:?}"
     );
     assert_eq!((first.vm.as_str(), first.spec.disks.len()), ("web", 1));
-    let again = client.snapshot_create(PROJECT, "first", "web").await;
+    let again = client
+        .snapshot_create(PROJECT, &SnapshotCreate::new("first", "web"))
+        .await;
     assert!(again.unwrap_err().to_string().contains("already"));
     // It went on, and wrote over all that the snapshot holds of its disk.
     let at_first = rig.is_well_after(&vm, rig.log(&vm).len(), 0).await;
@@ -244,6 +251,72 @@ async fn it_boots_again(rig: &Rig, vm: &Vm) {
     assert_eq!(rig.snapshot_dirs(), 0);
 }
 
+/// Only what changed is written, again and again; whatever lies in how many files, the guest finds its memory whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_changes_are_kept_and_gone_on_from() {
+    let mut rig = Rig::start().await;
+    let client = rig.client().clone();
+    let vm = rig.vm("web").await;
+    rig.is_well_after(&vm, 0, 200).await;
+    let change = |name: &str| SnapshotCreate {
+        incremental: true,
+        ..SnapshotCreate::new(name, "web")
+    };
+
+    // One that was not asked to keep changes is no base.
+    rig.snapshot("plain").await;
+    let monday = rig.take(&change("monday")).await;
+    assert_eq!(monday.base, None);
+    let before = rig.log(&vm).len();
+    rig.is_well_after(&vm, before, 1).await;
+    // Its process knows, whoever asked it.
+    rig.bed.host_mut(0).kill_daemon().unwrap();
+    rig.bed.host_mut(0).restart_daemon().unwrap();
+    rig.runs_again("web").await;
+    let tuesday = rig.take(&change("tuesday")).await;
+    assert_eq!(tuesday.base.unwrap().snapshot_id, monday.id);
+    assert!(tuesday.stored_bytes < monday.stored_bytes * 3 / 4);
+    let refused = client.snapshot_delete(PROJECT, "monday").await.unwrap_err();
+    assert!(
+        refused.to_string().contains("tuesday holds only"),
+        "{refused}"
+    );
+
+    // Until there are too many on each other: then one is full by itself.
+    let mut depth = 2;
+    let mut last = "tuesday".to_owned();
+    let full = loop {
+        let before = rig.log(&vm).len();
+        rig.is_well_after(&vm, before, 1).await;
+        let next = rig.take(&change(&format!("day-{depth}"))).await;
+        match &next.base {
+            None => break next,
+            Some(base) => assert_eq!(base.snapshot, last),
+        }
+        depth += 1;
+        last = next.name;
+        assert!(depth <= 16, "it goes on for ever");
+    };
+    assert_eq!(depth, 16);
+
+    for name in [last.as_str(), "tuesday", &full.name] {
+        rig.stop("web").await;
+        let before = rig.log(&vm).len();
+        rig.restore(name).await;
+        rig.is_well_after(&vm, before, REWRITTEN).await;
+    }
+    // One that is on another can go, and then the other.
+    client.vm_delete(PROJECT, "web", true).await.unwrap();
+    for depth in (2..depth).rev() {
+        let name = format!("day-{depth}");
+        client.snapshot_delete(PROJECT, &name).await.unwrap();
+    }
+    for name in ["tuesday", "monday", "plain", &full.name] {
+        client.snapshot_delete(PROJECT, name).await.unwrap();
+    }
+    assert_eq!(rig.snapshot_dirs(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_cut_off_or_damaged_costs_nothing() {
     let mut rig = Rig::start().await;
@@ -254,7 +327,10 @@ async fn what_is_cut_off_or_damaged_costs_nothing() {
     // The daemon dies while the machine stands still, and when only the record is missing.
     for step in ["snapshot.written", "snapshot.finished"] {
         let caught = rig.steps.catch(step);
-        client.snapshot_create(PROJECT, "cut", "web").await.unwrap();
+        client
+            .snapshot_create(PROJECT, &SnapshotCreate::new("cut", "web"))
+            .await
+            .unwrap();
         let caught = tokio::time::timeout(DEADLINE, caught)
             .await
             .unwrap()

@@ -101,6 +101,8 @@ pub(super) fn snapshot(vm: &Vm, name: &Name) -> Snapshot {
         vm_id: vm.id.clone(),
         spec: vm.spec.clone(),
         origin: None,
+        base: None,
+        compressed: false,
         digest: digest_of(b"snapshot"),
         stored_bytes: 96 << 20,
         pause_ms: 180.0,

@@ -10,8 +10,8 @@ use dwcp_api::service::{
 };
 use dwcp_control::Name;
 use dwcp_control::records::{
-    AuditCheckpoint, AuditRecord, Binding, BindingMode, Decision, Desired, DiskResize, Event, Host,
-    HostAdd, Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration, MigrationPhase,
+    AuditCheckpoint, AuditRecord, Base, Binding, BindingMode, Decision, Desired, DiskResize, Event,
+    Host, HostAdd, Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration, MigrationPhase,
     Operation, OperationState, Plugin, PluginInstall, Policy, RestoreRequest, Snapshot,
     SnapshotCreate, Template, Vm, VmCreate, VmPhase, VmStats,
 };
@@ -379,7 +379,18 @@ impl Service for Fake {
                 "A snapshot of this name exists already",
             );
         }
-        let snapshot = state.versioned(sample::snapshot(&vm, &request.name));
+        let mut before = state.snapshots.values().map(|kept| &kept.value);
+        let before = before.find(|kept| request.incremental && kept.vm_id == vm.id);
+        let base = before.map(|kept| Base {
+            snapshot: kept.name.clone(),
+            snapshot_id: kept.id.clone(),
+        });
+        let snapshot = Snapshot {
+            base,
+            compressed: request.compressed,
+            ..sample::snapshot(&vm, &request.name)
+        };
+        let snapshot = state.versioned(snapshot);
         state.snapshots.insert(key, snapshot);
         drop(state);
         self.happened(&who.name, "snapshot.created", &object, "It is taken");

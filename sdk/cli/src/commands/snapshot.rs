@@ -1,7 +1,7 @@
 //! `dwcp snapshot`: what is kept of machines at one moment.
 
 use clap::Subcommand;
-use dwcp_sdk::types::Snapshot;
+use dwcp_sdk::types::{Snapshot, SnapshotCreate};
 
 use super::vm::wait;
 use crate::context::Context;
@@ -16,6 +16,7 @@ pub enum SnapshotCommand {
 
 Examples:
   dwcp snapshot create before-upgrade --of web
+  dwcp snapshot create tuesday --of web --incremental
   dwcp vm stop web && dwcp vm restore web before-upgrade
   dwcp vm create web2 --snapshot before-upgrade"
     )]
@@ -25,6 +26,13 @@ Examples:
         /// The machine
         #[arg(long = "of", value_name = "VM")]
         vm: String,
+        /// Write only the memory that changed since the machine's last snapshot, if that one was taken
+        /// with --incremental too (else all of it); from now on the host logs what changes
+        #[arg(long)]
+        incremental: bool,
+        /// Compress the memory when the machine has gone on
+        #[arg(long)]
+        compress: bool,
     },
     /// List the snapshots of the project
     List {
@@ -49,12 +57,27 @@ Examples:
 pub async fn run(context: &Context, command: SnapshotCommand) -> anyhow::Result<()> {
     let (client, output, project) = (&context.client, context.output, &context.project);
     match command {
-        SnapshotCommand::Create { name, vm } => {
-            let operation = client.snapshot_create(project, &name, &vm).await?;
+        SnapshotCommand::Create {
+            name,
+            vm,
+            incremental,
+            compress,
+        } => {
+            let request = SnapshotCreate {
+                incremental,
+                compressed: compress,
+                ..SnapshotCreate::new(&name, &vm)
+            };
+            let operation = client.snapshot_create(project, &request).await?;
             wait(context, &operation, "taking a snapshot").await?;
             let snapshot = client.snapshot_get(project, &name).await?;
+            let since = match (&snapshot.base, incremental) {
+                (Some(base), _) => format!(", what changed since {}", base.snapshot),
+                (None, true) => ", full, and the next can be a change of it".into(),
+                (None, false) => String::new(),
+            };
             let sentence = format!(
-                "{name} is taken: {} on the host; {vm} stood still for {:.0} ms",
+                "{name} is taken: {} on the host{since}; {vm} stood still for {:.0} ms",
                 units::size(snapshot.stored_bytes),
                 snapshot.pause_ms
             );
@@ -63,7 +86,7 @@ pub async fn run(context: &Context, command: SnapshotCommand) -> anyhow::Result<
         SnapshotCommand::List { vm } => {
             let mut snapshots = client.snapshot_list(project).all().await?;
             snapshots.retain(|snapshot| vm.as_ref().is_none_or(|vm| *vm == snapshot.vm));
-            let headings = ["NAME", "OF", "MEMORY", "STORED", "PAUSE", "TAKEN"];
+            let headings = ["NAME", "OF", "MEMORY", "STORED", "SINCE", "PAUSE", "TAKEN"];
             output.list(&snapshots, &headings, row)
         }
         SnapshotCommand::Show { name } => {
@@ -76,12 +99,22 @@ pub async fn run(context: &Context, command: SnapshotCommand) -> anyhow::Result<
     }
 }
 
+fn stored(snapshot: &Snapshot) -> String {
+    let size = units::size(snapshot.stored_bytes);
+    match snapshot.compressed {
+        true => format!("{size}, memory compressed"),
+        false => size,
+    }
+}
+
 fn row(snapshot: &Snapshot) -> Vec<String> {
+    let base = snapshot.base.as_ref();
     vec![
         snapshot.name.clone(),
         snapshot.vm.clone(),
         units::size(snapshot.spec.memory_bytes),
         units::size(snapshot.stored_bytes),
+        base.map_or("-".into(), |base| base.snapshot.clone()),
         format!("{:.0} ms", snapshot.pause_ms),
         units::moment(snapshot.created_ms),
     ]
@@ -90,6 +123,7 @@ fn row(snapshot: &Snapshot) -> Vec<String> {
 fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
     let disks = snapshot.spec.disks.iter().map(|disk| disk.name.as_str());
     let origin = snapshot.origin.as_ref();
+    let base = snapshot.base.as_ref();
     vec![
         ("name", snapshot.name.clone()),
         ("project", snapshot.project.clone()),
@@ -102,7 +136,11 @@ fn facts(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
             "stands on",
             origin.map_or(String::new(), |origin| origin.snapshot.clone()),
         ),
-        ("stored", units::size(snapshot.stored_bytes)),
+        (
+            "changes since",
+            base.map_or(String::new(), |base| base.snapshot.clone()),
+        ),
+        ("stored", stored(snapshot)),
         ("pause", format!("{:.0} ms", snapshot.pause_ms)),
         ("digest", snapshot.digest.clone()),
         ("taken", units::moment(snapshot.created_ms)),

@@ -18,16 +18,16 @@ impl Client {
     }
 
     /// Takes one of a running machine; it exists when the operation is done.
-    pub async fn snapshot_create(&self, project: &str, name: &str, vm: &str) -> Result<Operation> {
-        let request = SnapshotCreate {
-            name: name.to_owned(),
-            vm: vm.to_owned(),
-        };
-        self.post(&["v1", "projects", project, "snapshots"], &[], &request)
+    pub async fn snapshot_create(
+        &self,
+        project: &str,
+        request: &SnapshotCreate,
+    ) -> Result<Operation> {
+        self.post(&["v1", "projects", project, "snapshots"], &[], request)
             .await
     }
 
-    /// Deletes one that no disk stands on.
+    /// Deletes one that nothing stands on.
     pub async fn snapshot_delete(&self, project: &str, name: &str) -> Result<()> {
         self.delete(&["v1", "projects", project, "snapshots", name], &[])
             .await

@@ -22,7 +22,7 @@ pub use plugin::{MarketplaceItem, Plugin, PluginInstall, Template};
 pub use policy::{Binding, BindingMode, Decision, Policy};
 pub use problem::Problem;
 pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
-pub use snapshot::{Origin, RestoreRequest, Snapshot, SnapshotCreate};
+pub use snapshot::{Base, Origin, RestoreRequest, Snapshot, SnapshotCreate};
 pub use vm::{
     Desired, DiskSpec, GuestSetup, NetworkSpec, Placement, RestartPolicy, Vm, VmCreate, VmCreated,
     VmPhase, VmSpec,
