@@ -66,6 +66,17 @@ mod uapi {
     nix::ioctl_readwrite!(zero, 0xaa, 0x04, Zero);
 }
 
+/// Number of the `ioctl` by which memory begins to be watched, for filters of system calls.
+pub const WATCH_REQUEST: u32 =
+    nix::request_code_readwrite!(0xaa, 0x00, size_of::<uapi::Register>()) as u32;
+/// Numbers of those by which it is filled.
+pub const FILL_REQUESTS: [u32; 4] = [
+    nix::request_code_read!(0xaa, 0x01, size_of::<uapi::Range>()) as u32,
+    nix::request_code_read!(0xaa, 0x02, size_of::<uapi::Range>()) as u32,
+    nix::request_code_readwrite!(0xaa, 0x03, size_of::<uapi::Copy>()) as u32,
+    nix::request_code_readwrite!(0xaa, 0x04, size_of::<uapi::Zero>()) as u32,
+];
+
 /// Where missing pages are told, and where they enter.
 #[derive(Debug)]
 pub struct FaultChannel {

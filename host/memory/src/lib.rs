@@ -26,7 +26,7 @@ mod view;
 
 pub use bitmap::{DirtyBitmap, TakenWord};
 pub use device_log::DeviceLog;
-pub use faults::FaultChannel;
+pub use faults::{FILL_REQUESTS, FaultChannel, WATCH_REQUEST};
 pub use guest::{GuestMemory, MappedRegion};
 pub use hosts::HostMap;
 pub use io::{GuestRange, RANGES_MAX};

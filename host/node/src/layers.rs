@@ -7,10 +7,13 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dwcp_api::service::Answer;
-use dwcp_control::records::{Base, Snapshot, Vm};
-use dwcp_snapshot::{Draft, Encoding, SnapshotDigest, SnapshotName, recode, seal};
+use dwcp_control::records::{Base, Snapshot as SnapshotRecord, Vm};
+use dwcp_snapshot::{
+    CHUNK_BYTES, Draft, Encoding, Snapshot, SnapshotDigest, SnapshotName, recode, seal,
+};
 
 use crate::errors::{chain, conflict, impossible, internal, record};
 use crate::events::Running;
@@ -18,6 +21,8 @@ use crate::node::Node;
 
 /// Most snapshots that one stands on, itself included: after so many, the next one is full.
 const LAYERS_MAX: usize = 16;
+/// How often it is looked whether memory has come.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// What the memory's file is called.
 const MEMORY: &str = "memory";
 
@@ -53,7 +58,7 @@ impl Node {
     }
 
     /// A snapshot and those that its memory is a change of, the newest first.
-    pub(crate) async fn layers(&self, snapshot: &Snapshot) -> Answer<Vec<Snapshot>> {
+    async fn layers(&self, snapshot: &SnapshotRecord) -> Answer<Vec<SnapshotRecord>> {
         let mut layers = vec![snapshot.clone()];
         let mut base = snapshot.base.clone();
         while let Some(at) = base.take() {
@@ -72,10 +77,25 @@ impl Node {
     }
 
     /// Where the files of a snapshot's memory are, the newest first.
-    pub(crate) async fn layer_dirs(&self, snapshot: &Snapshot) -> Answer<Vec<PathBuf>> {
+    pub(crate) async fn layer_dirs(&self, snapshot: &SnapshotRecord) -> Answer<Vec<PathBuf>> {
         let layers = self.layers(snapshot).await?;
         let dirs = layers.iter().map(|layer| self.snapshot_dir(&layer.id));
         Ok(dirs.collect())
+    }
+
+    /// Waits until all of a machine's memory is there, which may be coming from a compressed snapshot.
+    pub(crate) async fn memory_has_come(&self, id: &str, say: impl Fn(String)) -> Answer<()> {
+        loop {
+            let status = self.vmm(id, |vmm| vmm.status()).await?;
+            if status.missing_chunks == 0 {
+                return Ok(());
+            }
+            let mib = status.missing_chunks * (CHUNK_BYTES as u64 >> 20);
+            say(format!(
+                "waiting for its memory: {mib} MiB are still to come from its snapshot"
+            ));
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 }
 
@@ -84,23 +104,30 @@ pub(crate) fn memory_name() -> Answer<SnapshotName> {
     MEMORY.parse().map_err(internal)
 }
 
-/// Opens the memory of a snapshot: its files, checked by their seals, or now.
+/// Opens the memory of a snapshot: its files. What will be mapped is checked, by its seal or now; what will not be, is
+/// checked when it comes.
 pub(crate) fn open_memory(dirs: &[PathBuf]) -> Answer<Vec<File>> {
-    dirs.iter().map(|dir| open_layer(dir)).collect()
-}
-
-fn open_layer(dir: &Path) -> Answer<File> {
     let damaged = |error: dwcp_snapshot::ReadError| {
         impossible(format!("The snapshot cannot be used: {}", chain(&error)))
     };
-    let opened = File::open(dir).map_err(internal)?;
     let memory = memory_name()?;
-    let snapshot = dwcp_snapshot::open(opened.as_fd(), &memory).map_err(damaged)?;
-    seal::ensure(opened.as_fd(), &memory, &snapshot, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .map_err(damaged)?;
-    snapshot.file().try_clone().map_err(internal)
+    let open = |dir: &PathBuf| {
+        let opened = File::open(dir).map_err(internal)?;
+        let snapshot = dwcp_snapshot::open(opened.as_fd(), &memory).map_err(damaged)?;
+        Ok((opened, snapshot))
+    };
+    let layers = dirs.iter().map(open).collect::<Answer<Vec<_>>>()?;
+    let is_raw = |(_, layer): &(File, Snapshot)| layer.encoding() == Encoding::Raw;
+    if layers.iter().all(is_raw) {
+        for (dir, layer) in &layers {
+            seal::ensure(dir.as_fd(), &memory, layer, &mut |_| {
+                ControlFlow::Continue(())
+            })
+            .map_err(damaged)?;
+        }
+    }
+    let files = layers.iter().map(|(_, layer)| layer.file().try_clone());
+    files.collect::<std::io::Result<_>>().map_err(internal)
 }
 
 /// Publishes the memory that was written into a draft, compressed if that is wanted, and checks it; answers its digest.

@@ -239,7 +239,10 @@ impl Outgoing {
     /// Copies memory, round by round, until what is left fits the pause.
     async fn copy(&mut self, mover: &mut Mover, rtt_ms: f64) -> Answer<()> {
         let id = self.vm.id.clone();
-        self.node.vmm(&id, |vmm| vmm.dirty_start()).await?;
+        let node = self.node.clone();
+        node.memory_has_come(&id, |what| self.running.say(what))
+            .await?;
+        node.vmm(&id, |vmm| vmm.dirty_start()).await?;
         let limits = Limits {
             pause_ms: self.pause_ms,
             rtt_ms,

@@ -92,6 +92,8 @@ impl Node {
         let _room = self.snapshot_room.lock().await;
         // What this one is a change of must not go meanwhile.
         let _uses = self.snapshot_uses.read().await;
+        self.memory_has_come(vm_id, |what| running.say(what))
+            .await?;
         let life = self.life(vm_id);
         let life = life.lock().await;
         let vm = self.records.vm_by_id(vm_id).await.map_err(record)?;

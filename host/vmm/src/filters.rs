@@ -3,8 +3,8 @@
 //! A vCPU's thread runs the guest, sets interrupt lines and wakes the event loop and devices; it can neither open nor
 //! receive anything. A device's thread waits, reads events, sends interrupts, and does what its device is for. The
 //! event loop serves its socket and consoles, makes memfds for device states, and writes snapshots into files that it
-//! is given. No thread can start
-//! another, open a file, or make executable memory. Everything else ends the process, and its last words name the call.
+//! is given. The thread that fills memory reads files that it is given. No thread can start another, open a file, or
+//! make executable memory. Everything else ends the process, and its last words name the call.
 
 use std::os::fd::AsRawFd;
 
@@ -67,8 +67,9 @@ mod ioctl {
         HEAR,
     ];
 
-    /// What the event loop asks of KVM.
-    pub const MACHINE: [u32; 7] = [
+    /// What the event loop asks of KVM, and of the userfaultfd.
+    pub const MACHINE: [u32; 8] = [
+        dwcp_memory::WATCH_REQUEST,
         SEND_MESSAGE,
         ROUTE,
         HEAR,
@@ -141,6 +142,14 @@ pub fn confine_event_loop(last_words: LastWords) -> Result<(), ConfineError> {
     );
     rules.push(fcntl(libc::F_ADD_SEALS));
     rules.push(fcntl(libc::F_GET_SEALS));
+    confine(last_words, &rules, Scope::ThisThread)
+}
+
+/// Gives up everything that the thread which fills memory does not need.
+pub fn confine_filler(last_words: LastWords) -> Result<(), ConfineError> {
+    let mut rules = common_rules();
+    rules.extend(ioctls(&dwcp_memory::FILL_REQUESTS));
+    rules.extend([libc::SYS_read, libc::SYS_pread64].map(allow));
     confine(last_words, &rules, Scope::ThisThread)
 }
 

@@ -74,10 +74,9 @@ fn start(inheritance: Inheritance) -> Result<Server, StartError> {
         number: dwcp_jail::DESCRIPTORS_FD as usize,
     };
     let kvm = given.next("/dev/kvm")?;
-    // For post-copy, which this program does not serve yet.
-    drop(given.next("/dev/userfaultfd")?);
     let parts = Parts {
         kvm,
+        userfaultfd: given.next("/dev/userfaultfd")?,
         memory: given.next("the guest's memory")?,
         bitmap: given.next("the dirty bitmap")?,
     };

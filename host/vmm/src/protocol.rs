@@ -94,8 +94,9 @@ pub enum Request {
     /// Writes the paused VM as a snapshot into an empty file (one descriptor), and syncs it. Takes as long as that
     /// takes; nothing else is served meanwhile.
     Snapshot(SnapshotOrder),
-    /// Makes a shell what a snapshot holds: its files (the newest first, each followed by its base, raw), whose memory
-    /// the caller has had checked. They are mapped copy-on-write and must never change.
+    /// Makes a shell what a snapshot holds: its files, the newest first, each followed by its base; they must never
+    /// change. If all are raw they are mapped copy-on-write, and the caller has had their memory checked. If not, memory
+    /// comes from them while the guest runs, each chunk checked; the process ends when one is damaged.
     Restore,
     /// Makes a shell what a template was: its memory (a memfd sealed as a template) and its device state.
     Fork,
@@ -189,12 +190,19 @@ pub struct Status {
     pub cpu_ns: Vec<u64>,
     /// Bytes that the guest wrote to its serial port and its virtio console so far.
     pub serial_bytes: u64,
+    /// Chunks of 2 MiB of memory that are still to come from a compressed snapshot.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_chunks: u64,
     /// The snapshot since which it is known what changed, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes_since: Option<SnapshotDigest>,
     /// Its virtio devices, in the order of the configuration.
     #[serde(default)]
     pub devices: Vec<DeviceStatus>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a device did so far, and how it is.

@@ -299,7 +299,15 @@ async fn changes_of_changes_are_kept_and_gone_on_from() {
     };
     assert_eq!(depth, 16);
 
-    for name in [last.as_str(), "tuesday", &full.name] {
+    // A compressed one on one that is not: its memory comes while the guest runs.
+    let packed = SnapshotCreate {
+        compressed: true,
+        ..change("packed")
+    };
+    let packed = rig.take(&packed).await;
+    assert!(packed.compressed, "{packed:?}");
+    assert_eq!(packed.base.unwrap().snapshot, full.name);
+    for name in [last.as_str(), "tuesday", "packed", &full.name] {
         rig.stop("web").await;
         let before = rig.log(&vm).len();
         rig.restore(name).await;
@@ -311,10 +319,62 @@ async fn changes_of_changes_are_kept_and_gone_on_from() {
         let name = format!("day-{depth}");
         client.snapshot_delete(PROJECT, &name).await.unwrap();
     }
-    for name in ["tuesday", "monday", "plain", &full.name] {
+    for name in ["tuesday", "monday", "plain", "packed", &full.name] {
         client.snapshot_delete(PROJECT, name).await.unwrap();
     }
     assert_eq!(rig.snapshot_dirs(), 0);
+}
+
+/// What is compressed takes less room, and is gone on from before it is unpacked. Damage in it is found when it comes,
+/// and ends the guest with the reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn compressed_snapshots_are_gone_on_from() {
+    let rig = Rig::start().await;
+    let client = rig.client().clone();
+    let vm = rig.vm("web").await;
+    rig.is_well_after(&vm, 0, 200).await;
+    let plain = rig.snapshot("plain").await;
+    let request = SnapshotCreate {
+        compressed: true,
+        ..SnapshotCreate::new("packed", "web")
+    };
+    let packed = rig.take(&request).await;
+    assert!(packed.stored_bytes < plain.stored_bytes, "{packed:?}");
+    rig.stop("web").await;
+    let before = rig.log(&vm).len();
+    rig.restore("packed").await;
+    rig.is_well_after(&vm, before, REWRITTEN).await;
+    // All has come by then, and is kept.
+    let again = rig.snapshot("again").await;
+    let before = rig.log(&vm).len();
+    rig.stop("web").await;
+    rig.restore("again").await;
+    rig.is_well_after(&vm, before, REWRITTEN).await;
+    assert_eq!(again.origin.unwrap().snapshot_id, packed.id);
+
+    rig.stop("web").await;
+    let memory = rig.state().join("snapshots").join(&packed.id);
+    let memory = memory.join("memory.snapshot");
+    std::fs::set_permissions(&memory, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mut options = std::fs::File::options();
+    let file = options.read(true).write(true).open(&memory).unwrap();
+    // In what is stored of its memory, wherever the guest needs that.
+    let mut byte = [0];
+    let at = file.metadata().unwrap().len() / 2;
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    drop(file);
+    let restoring = client.vm_restore(PROJECT, "web", "packed").await.unwrap();
+    let refused = client.operation_wait(&restoring.id).await;
+    let vm = match refused {
+        // It was met before the guest ran.
+        Err(refused) => {
+            assert!(refused.to_string().contains("damaged"), "{refused}");
+            return;
+        }
+        Ok(_) => rig.becomes("web", VmPhase::Crashed).await,
+    };
+    assert!(vm.reason.contains("damaged"), "{}", vm.reason);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -105,6 +105,7 @@ impl Changes {
 impl Machine {
     /// Begins to log which pages change, and marks all that is there: a new mover has none of it.
     pub fn dirty_start(&mut self) -> Result<(), RequestError> {
+        self.refuse_while_filled()?;
         let memory = self.vm.memory();
         // Movers read the memfd, and this memory is not in one.
         if memory.is_private() {

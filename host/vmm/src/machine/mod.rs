@@ -3,6 +3,7 @@
 //! A request that the phase does not allow is refused and changes nothing. No vCPU runs but in phase `Running`.
 
 mod changes;
+mod filling;
 mod snapshot;
 mod transfer;
 
@@ -28,6 +29,7 @@ use crate::state::StateError;
 use crate::vcpu::{self, Shared, Vcpu, VcpuError};
 
 use changes::Changes;
+use filling::{Filling, FillingError};
 use snapshot::Origin;
 pub(crate) use snapshot::fork_parts;
 
@@ -47,6 +49,8 @@ pub struct Machine {
     changes: Changes,
     /// What was laid over a shell's memory.
     origin: Option<Origin>,
+    /// What brings a shell's memory, until it is known that it need not.
+    filling: Option<Filling>,
 }
 
 /// The descriptors that a machine is made of.
@@ -54,6 +58,8 @@ pub struct Machine {
 pub struct Parts {
     /// /dev/kvm.
     pub kvm: OwnedFd,
+    /// `/dev/userfaultfd`, or another device where there is none.
+    pub userfaultfd: OwnedFd,
     /// Guest RAM; a shell has its own.
     pub memory: OwnedFd,
     /// The shared dirty bitmap.
@@ -63,6 +69,9 @@ pub struct Parts {
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// What fills a shell's memory.
+    #[error(transparent)]
+    Filling(#[from] FillingError),
     /// Memory or bitmap.
     #[error(transparent)]
     Memory(#[from] dwcp_memory::MemoryError),
@@ -141,6 +150,14 @@ pub enum RequestError {
     /// A snapshot could not be mapped.
     #[error(transparent)]
     MapSnapshot(#[from] dwcp_snapshot::MapError),
+    /// Memory that has not all come.
+    #[error(
+        "{0} MiB of this VM's memory are still to come from its snapshot: try again when all is there"
+    )]
+    StillComing(u64),
+    /// Memory that could not be filled.
+    #[error(transparent)]
+    Filling(#[from] FillingError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -187,6 +204,10 @@ impl Machine {
             Boot::Shell => GuestMemory::reserve(size, open_page_map())?,
             Boot::Fresh { .. } | Boot::Incoming => GuestMemory::map(parts.memory, size)?,
         });
+        let filling = match config.boot {
+            Boot::Shell => Some(Filling::prepare(parts.userfaultfd, &memory, last_words)?),
+            Boot::Fresh { .. } | Boot::Incoming => None,
+        };
         let bitmap = DirtyBitmap::map(parts.bitmap, size)?;
         let kept = DirtyBitmap::map(DirtyBitmap::create(size)?, size)?;
         let mut vm = Vm::new(parts.kvm, memory)?;
@@ -236,6 +257,7 @@ impl Machine {
             tsc_khz,
             changes: Changes::new(bitmap, kept),
             origin: None,
+            filling,
         })
     }
 
@@ -305,6 +327,7 @@ impl Machine {
             cpu_ns: self.vcpus.iter().map(Vcpu::cpu_ns).collect(),
             serial_bytes: self.terminal.output.written(),
             changes_since: self.changes_since(),
+            missing_chunks: self.missing_chunks(),
             devices: functions.map(Function::status).collect(),
         }
     }

@@ -11,15 +11,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dwcp_memory::{MemorySize, Piece};
 use dwcp_snapshot::{
-    Chain, Content, Cpu, Encoding, Manifest, Offer, Snapshot, SnapshotDigest, write,
+    CHUNK_BYTES, Chain, Content, Cpu, Encoding, Manifest, Offer, Snapshot, SnapshotDigest, write,
 };
 
+use super::filling::{Filling, FillingError};
 use super::{Boot, Machine, Phase, RequestError};
 use crate::config::{Generation, VCPUS_MAX};
 use crate::kvm::needed;
 use crate::protocol::SnapshotOrder;
 use crate::state::{FORMAT, StateError};
 use crate::vcpu::Vcpu;
+
+const CHUNK_MIB: u64 = (CHUNK_BYTES >> 20) as u64;
 
 /// What a shell's memory was laid over with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,7 @@ impl Machine {
         file: &File,
         order: SnapshotOrder,
     ) -> Result<SnapshotDigest, RequestError> {
+        self.refuse_while_filled()?;
         let state = self.save()?;
         // All were told the same features.
         let first = self.vcpus.first().map(Vcpu::save).transpose()?;
@@ -90,7 +94,8 @@ impl Machine {
         self.changes.since().or(restored)
     }
 
-    /// Becomes what a snapshot holds: `layers` are its files, the newest first, down to a full one, raw.
+    /// Becomes what a snapshot holds: `layers` are its files, the newest first, down to a full one. They are mapped; if
+    /// one of them is compressed, memory is brought from them while the guest runs.
     pub fn restore(&mut self, layers: Vec<OwnedFd>) -> Result<(), RequestError> {
         self.refuse_unless_empty("be restored")?;
         let layers = layers.into_iter().map(|fd| Snapshot::open(File::from(fd)));
@@ -104,6 +109,13 @@ impl Machine {
         })?;
         let state = chain.newest().state()?;
         self.origin = Some(Origin::Unnamed);
+        let is_packed = |layer: &Snapshot| layer.encoding() == Encoding::Zstd;
+        if chain.layers().iter().any(is_packed) {
+            let filling = self.filling.as_ref();
+            filling.ok_or(FillingError::Silent)?.begin(chain)?;
+            return self.take_state(&state, Some(self.new_generation()?));
+        }
+        self.filling = None;
         chain.map_into(self.vm.memory())?;
         self.take_state(&state, Some(self.new_generation()?))?;
         self.origin = Some(Origin::Snapshot(chain.newest().digest()));
@@ -116,8 +128,22 @@ impl Machine {
         let size: MemorySize = self.vm.memory().size();
         let pieces = Piece::of_template(memory.as_fd(), size)?;
         self.origin = Some(Origin::Unnamed);
+        self.filling = None;
         self.vm.memory().lay(&pieces)?;
         self.take_state(state, Some(self.new_generation()?))
+    }
+
+    /// Chunks of memory that are still to come from a snapshot.
+    pub(super) fn missing_chunks(&self) -> u64 {
+        self.filling.as_ref().map_or(0, Filling::missing_chunks)
+    }
+
+    /// What has not come cannot be read from elsewhere, and would count as zeros.
+    pub(super) fn refuse_while_filled(&self) -> Result<(), RequestError> {
+        match self.missing_chunks() {
+            0 => Ok(()),
+            missing => Err(RequestError::StillComing(missing * CHUNK_MIB)),
+        }
     }
 
     /// Of a life that others may live as well, from the same moment on: never the one that was saved.

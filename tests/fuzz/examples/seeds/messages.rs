@@ -67,6 +67,7 @@ fn confined() -> Made<Vec<Seed>> {
         exits: vec![10, 20],
         cpu_ns: vec![30, 40],
         serial_bytes: 99,
+        missing_chunks: 0,
         changes_since: None,
         devices: Vec::new(),
     });
