@@ -43,6 +43,12 @@ pub enum Refusal {
     /// Guest memory could not be made.
     #[error("The guest's memory could not be made")]
     Memory(#[from] MemoryError),
+    /// Memory of a process could not be opened.
+    #[error(
+        "The memory of the VM's process cannot be read on this machine (it needs CAP_SYS_PTRACE, and a kernel that lets \
+         a process read another's memory)"
+    )]
+    ProcessMemory(#[source] std::io::Error),
     /// The configuration or the descriptors do not fit.
     #[error("What the child would be given does not fit")]
     Handover(#[from] HandoverError),
@@ -225,6 +231,7 @@ impl Children {
         };
         let memory = match side {
             Side::Source => reopen_read_only(&vm_memory.memory)?,
+            Side::PrivateSource => self.process_memory(&vm)?,
             Side::Destination => copy(&vm_memory.memory)?,
         };
         let size = vm_memory.size;
@@ -237,6 +244,17 @@ impl Children {
         };
         let running = self.start(&id, ChildKind::Mover, slot, allowance, config, given)?;
         Ok(self.remember(id, ChildKind::Mover, vm, running, None))
+    }
+
+    /// What a running VMM has in its memory, for reading. It ends with the process, whoever holds it.
+    fn process_memory(&self, vm: &ChildId) -> Result<OwnedFd, Refusal> {
+        let Some(Life::Running(running)) = self.records.get(vm).map(|record| &record.life) else {
+            return Err(Refusal::NoSuchVm(vm.clone()));
+        };
+        // Not reaped before its end is recorded, so no other process has its number.
+        File::open(format!("/proc/{}/mem", running.process.pid))
+            .map(OwnedFd::from)
+            .map_err(Refusal::ProcessMemory)
     }
 
     /// Starts a reader of images.

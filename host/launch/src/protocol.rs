@@ -117,6 +117,9 @@ impl fmt::Display for ChildId {
 pub enum Side {
     /// Reads guest memory; gets it read-only.
     Source,
+    /// Reads guest memory that is private to its VMM, as a restored or forked VM's is: gets all memory of that process,
+    /// read-only, in place of the VM's own.
+    PrivateSource,
     /// Writes guest memory.
     Destination,
 }

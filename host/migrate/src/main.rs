@@ -15,7 +15,7 @@ use std::sync::{Arc, Barrier};
 use anyhow::{Context, bail};
 use dwcp_channel::{Channel, ChannelError};
 use dwcp_jail::{self as jail, Condition, Inheritance, Kind, Rule, Scope, allow};
-use dwcp_memory::{DirtyBitmap, GuestMemory, MemorySize, MemoryView};
+use dwcp_memory::{DirtyBitmap, GuestMemory, HostMap, MemorySize, MemoryView};
 use dwcp_migrate::destination::Destination;
 use dwcp_migrate::protocol::{Command, DEVICE_STATE_BYTES_MAX, Event, MoverConfig, Side};
 use dwcp_migrate::source::Source;
@@ -68,7 +68,10 @@ fn run(inheritance: Inheritance) -> anyhow::Result<()> {
     let (events, said) = EventSink::new();
     let mover = match config.side {
         Side::Source => {
-            let memory = MemoryView::new(memory, size)?;
+            let memory = match config.hosts.as_slice() {
+                [] => MemoryView::new(memory, size)?,
+                hosts => MemoryView::of_process(memory, HostMap::new(size, hosts)?)?,
+            };
             let bitmap = DirtyBitmap::map(bitmap, size)?;
             Mover::Source(Source::start(&config, memory, bitmap, events.clone())?)
         }

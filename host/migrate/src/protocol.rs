@@ -45,7 +45,7 @@ pub const STREAMS_MAX: u8 = 64;
 pub const DEVICE_STATE_BYTES_MAX: u64 = 64 << 20;
 /// How long a peer may be silent when the configuration does not say.
 pub const IDLE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
-/// Descriptor of the guest's memory in a mover.
+/// Descriptor of the guest's memory in a mover, or of the memory of the process that has it.
 pub const MEMORY_FD: i32 = 5;
 /// Descriptor of the dirty bitmap in a mover.
 pub const BITMAP_FD: i32 = 6;
@@ -72,6 +72,10 @@ pub struct MoverConfig {
     pub side: Side,
     /// Guest memory, in bytes; a multiple of 4,096.
     pub memory_bytes: u64,
+    /// Source: where guest memory lies in the process that runs the VM, if the descriptor is that process's memory and
+    /// not the VM's: the address of each region.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<u64>,
     /// The certificate made for this side of this transfer (X.509, DER; base64 in the JSON).
     pub certificate: Bytes,
     /// Its key (PKCS#8, DER; base64 in the JSON).

@@ -245,6 +245,7 @@ impl Incoming {
             transfer: self.offer.transfer,
             side: dwcp_migrate::protocol::Side::Destination,
             memory_bytes: self.vm.spec.memory_bytes,
+            hosts: Vec::new(),
             certificate: Bytes(self.identity.0.clone()),
             key: Bytes(self.identity.1.clone()),
             peer_sha256: self.offer.certificate_sha256.parse().map_err(internal)?,

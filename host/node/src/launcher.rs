@@ -46,7 +46,7 @@ pub(crate) fn child_id(id: &str) -> Answer<ChildId> {
 /// The id of the mover of a migration on this host.
 pub(crate) fn mover_id(migration: &str, side: Side) -> String {
     match side {
-        Side::Source => format!("{migration}-out"),
+        Side::Source | Side::PrivateSource => format!("{migration}-out"),
         Side::Destination => format!("{migration}-in"),
     }
 }

@@ -130,10 +130,12 @@ impl Outgoing {
     }
 
     async fn carry_out(&mut self, mover: &mut Option<Mover>) -> Result<(), Failed> {
-        let (mut session, epoch, config) = self.prepare().await?;
+        let (mut session, epoch, mut config) = self.prepare().await?;
         self.migration.epoch = epoch;
         step("source.prepared").await;
         let node = self.node.clone();
+        let status = node.vmm(&self.vm.id, |vmm| vmm.status()).await?;
+        config.hosts = status.private_at;
         let started = Mover::start(&node, &self.migration.id, &self.vm.id, config).await?;
         let mover = mover.insert(started);
         self.connect_streams(mover).await?;
@@ -190,6 +192,7 @@ impl Outgoing {
             transfer,
             side: dwcp_migrate::protocol::Side::Source,
             memory_bytes: self.vm.spec.memory_bytes,
+            hosts: Vec::new(),
             certificate: Bytes(certificate),
             key: Bytes(key),
             peer_sha256: certificate_sha256.parse().map_err(internal)?,

@@ -56,7 +56,8 @@ impl Mover {
         config: MoverConfig,
     ) -> Answer<Self> {
         let side = match config.side {
-            Side::Source => LaunchSide::Source,
+            Side::Source if config.hosts.is_empty() => LaunchSide::Source,
+            Side::Source => LaunchSide::PrivateSource,
             Side::Destination => LaunchSide::Destination,
         };
         let (ours, theirs) = UnixStream::pair().map_err(internal)?;

@@ -190,6 +190,10 @@ pub struct Status {
     pub cpu_ns: Vec<u64>,
     /// Bytes that the guest wrote to its serial port and its virtio console so far.
     pub serial_bytes: u64,
+    /// If guest RAM is private to the process, as that of a restored or forked VM is: the address of each of its regions
+    /// there, for whoever reads the process's memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private_at: Vec<u64>,
     /// Chunks of 2 MiB of memory that are still to come from a compressed snapshot.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub missing_chunks: u64,

@@ -56,6 +56,7 @@ fn messages_have_the_form_that_is_agreed_on() {
         exits: vec![5],
         cpu_ns: vec![7],
         serial_bytes: 6,
+        private_at: Vec::new(),
         missing_chunks: 0,
         changes_since: None,
         devices: Vec::new(),

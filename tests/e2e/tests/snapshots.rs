@@ -14,7 +14,9 @@ use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::Tick;
 use dwcp_guest::said::DiskLoop;
 use dwcp_sdk::Client;
-use dwcp_sdk::types::{DiskSpec, Operation, Snapshot, SnapshotCreate, Vm, VmCreate, VmPhase};
+use dwcp_sdk::types::{
+    DiskSpec, MigrateRequest, Operation, Snapshot, SnapshotCreate, Vm, VmCreate, VmPhase,
+};
 
 const PROJECT: &str = "default";
 const MIB: u64 = 1 << 20;
@@ -29,7 +31,32 @@ struct Rig {
 }
 
 impl Rig {
+    /// A machine that writes to its disk as well as to its memory.
     async fn start() -> Self {
+        Self::with(VmCreate {
+            cmdline: Some("fill_mib=4 ws_mib=1 rate=200 disk=loop disk_mib=1 io_rate=2000".into()),
+            disks: vec![DiskSpec {
+                name: "data".into(),
+                image: None,
+                size_bytes: 16 * MIB,
+                read_only: false,
+                operations_per_second: None,
+                bytes_per_second: None,
+            }],
+            ..VmCreate::new("web")
+        })
+        .await
+    }
+
+    async fn without_disks() -> Self {
+        Self::with(VmCreate {
+            cmdline: Some("fill_mib=4 ws_mib=1 rate=200".into()),
+            ..VmCreate::new("web")
+        })
+        .await
+    }
+
+    async fn with(request: VmCreate) -> Self {
         let programs = Programs::find().unwrap();
         let run = Bed::run_id().unwrap();
         let dir = Bed::run_dir(&run);
@@ -44,17 +71,8 @@ impl Rig {
         let image = rig.client().image_put("guest", dwcp_guest::elf()).await;
         let request = VmCreate {
             kernel: Some(image.unwrap().digest),
-            cmdline: Some("fill_mib=4 ws_mib=1 rate=200 disk=loop disk_mib=1 io_rate=2000".into()),
             memory_bytes: Some(64 * MIB),
-            disks: vec![DiskSpec {
-                name: "data".into(),
-                image: None,
-                size_bytes: 16 * MIB,
-                read_only: false,
-                operations_per_second: None,
-                bytes_per_second: None,
-            }],
-            ..VmCreate::new("web")
+            ..request
         };
         let created = rig.client().vm_create(PROJECT, &request).await.unwrap();
         rig.ends_well(&created.operation).await;
@@ -112,6 +130,26 @@ impl Rig {
             let last = loops.last().map_or(0, |last| last.transfers);
             if loops.len() > 1 && ticks.len() > 1 && last >= transfers {
                 return last;
+            }
+            assert!(Instant::now() < until, "it does not come on: {log}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the guest has said on a host, after the first `from` bytes of its log there, that its memory is good;
+    /// answers what it said last.
+    async fn ticks_after(&self, side: usize, id: &str, from: usize) -> Tick {
+        let host = [self.bed.left(), self.bed.right()][side];
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let log = host.serial_log(id);
+            let new = log.get(from..).unwrap_or_default();
+            let ticks: Vec<_> = new.lines().filter_map(Tick::parse).collect();
+            assert!(ticks.iter().all(|tick| tick.bad == 0), "{new}");
+            if ticks.len() > 2
+                && let Some(last) = ticks.last()
+            {
+                return *last;
             }
             assert!(Instant::now() < until, "it does not come on: {log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -375,6 +413,37 @@ async fn compressed_snapshots_are_gone_on_from() {
         Ok(_) => rig.becomes("web", VmPhase::Crashed).await,
     };
     assert!(vm.reason.contains("damaged"), "{}", vm.reason);
+}
+
+/// A machine that went on from a snapshot moves like any other, and takes along what it did not boot with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_restored_moves_to_another_host() {
+    let rig = Rig::without_disks().await;
+    let client = rig.client().clone();
+    let vm = rig.vm("web").await;
+    rig.ticks_after(0, &vm.id, 0).await;
+    rig.snapshot("kept").await;
+    rig.stop("web").await;
+    rig.restore("kept").await;
+    let restored = rig.log(&vm).len();
+    rig.ticks_after(0, &vm.id, restored).await;
+    let request = MigrateRequest {
+        to: "right".into(),
+        streams: None,
+        pause_ms: None,
+    };
+    let moving = client.vm_migrate(PROJECT, "web", &request).await.unwrap();
+    rig.ends_well(&moving).await;
+    let there = rig.bed.right().client();
+    let moved = there.vm_get(PROJECT, "web").await.unwrap();
+    assert_eq!((moved.phase, moved.origin), (VmPhase::Running, None));
+    let tick = rig.ticks_after(1, &vm.id, 0).await;
+    assert!(tick.tick > 2, "it began anew: {tick:?}");
+
+    // What it stood on is not needed any more.
+    client.snapshot_delete(PROJECT, "kept").await.unwrap();
+    let before = rig.bed.right().serial_log(&vm.id).len();
+    rig.ticks_after(1, &vm.id, before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -164,6 +164,7 @@ pub fn configurations(pages: u64, streams: u8) -> (MoverConfig, MoverConfig) {
         transfer: 0x1122_3344_5566_7788,
         side,
         memory_bytes: pages * PAGE_BYTES as u64,
+        hosts: Vec::new(),
         certificate: Bytes(own.0.clone()),
         key: Bytes(own.1.clone()),
         peer_sha256: Fingerprint::of(&peer.0),

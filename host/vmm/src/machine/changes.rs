@@ -107,10 +107,6 @@ impl Machine {
     pub fn dirty_start(&mut self) -> Result<(), RequestError> {
         self.refuse_while_filled()?;
         let memory = self.vm.memory();
-        // Movers read the memfd, and this memory is not in one.
-        if memory.is_private() {
-            return Err(RequestError::Private);
-        }
         let changes = &mut self.changes;
         changes.begin(&self.vm)?;
         changes.harvest(&self.vm)?;

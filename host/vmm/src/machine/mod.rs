@@ -126,9 +126,6 @@ pub enum RequestError {
     /// A state of another machine.
     #[error("The device state is of a VM with {0}")]
     OtherMachine(String),
-    /// Memory that no mover can reach.
-    #[error("The memory of a restored or forked VM is private to its process and cannot be moved")]
-    Private,
     /// A request came without its file.
     #[error("The request came without the file that belongs to it")]
     NoFile,
@@ -327,8 +324,17 @@ impl Machine {
             cpu_ns: self.vcpus.iter().map(Vcpu::cpu_ns).collect(),
             serial_bytes: self.terminal.output.written(),
             changes_since: self.changes_since(),
+            private_at: self.private_at(),
             missing_chunks: self.missing_chunks(),
             devices: functions.map(Function::status).collect(),
+        }
+    }
+
+    fn private_at(&self) -> Vec<u64> {
+        let memory = self.vm.memory();
+        match memory.host_map() {
+            Ok(hosts) if memory.is_private() => hosts.hosts(),
+            _ => Vec::new(),
         }
     }
 

@@ -95,6 +95,7 @@ fn config() -> MoverConfig {
         transfer: 7,
         side: Side::Destination,
         memory_bytes: MEMORY_BYTES as u64,
+        hosts: Vec::new(),
         certificate: Bytes(Vec::new()),
         key: Bytes(Vec::new()),
         peer_sha256: identity().fingerprint(),
