@@ -14,9 +14,9 @@ use crate::machine;
 /// What the nested tier needs: an emulated machine, and the makings of an initramfs.
 pub const NESTED: [&str; 3] = ["qemu-system-x86", "busybox-static", "cpio"];
 
-/// What other tests need: makers of disk images and file systems, rules for networks, and an emulated machine beside
-/// which our guest's drivers are tested.
-pub const TESTS: [&str; 11] = [
+/// What other tests need: makers of disk images and file systems, rules for networks, a registry, and an emulated machine
+/// beside which our guest's drivers are tested.
+pub const TESTS: [&str; 13] = [
     "busybox-static",
     "qemu-system-x86",
     "qemu-utils",
@@ -28,6 +28,8 @@ pub const TESTS: [&str; 11] = [
     "fdisk",
     "nftables",
     "iproute2",
+    "docker-registry",
+    "skopeo",
 ];
 
 /// Those of `wanted` that are not installed. On a machine without dpkg: those whose program is not on `PATH`.

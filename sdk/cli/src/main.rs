@@ -12,6 +12,7 @@ mod commands;
 mod config;
 mod context;
 mod failure;
+mod oci;
 mod output;
 mod progress;
 mod table;

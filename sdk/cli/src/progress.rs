@@ -8,8 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::units;
 
-/// How an upload is shown.
-const UPLOAD: &str = "{prefix} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+/// How a transfer of bytes is shown.
+const TRANSFER: &str = "{prefix} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
 /// How a migration is shown.
 const MIGRATION: &str = "{prefix} {bar:30} {msg}";
 
@@ -26,9 +26,9 @@ fn bar(template: &str) -> ProgressBar {
     bar
 }
 
-/// Shows an upload.
-pub fn upload(label: &str) -> ProgressBar {
-    let bar = bar(UPLOAD);
+/// Shows a transfer of bytes, either way.
+pub fn transfer(label: &str) -> ProgressBar {
+    let bar = bar(TRANSFER);
     bar.set_prefix(label.to_owned());
     bar
 }

@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "images/vendor.rs"]
+mod vendor;
+
 use std::net::UdpSocket;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dwcp_e2e::{Bed, BedOptions, Programs};
@@ -15,13 +16,13 @@ use dwcp_guest::said::{BalloonReported, DiskRead, DiskStep, NetLease};
 use dwcp_sdk::Client;
 use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, VmCreate};
 use futures::StreamExt;
+use vendor::{TOOLS, is_there, run, vendor};
 
 const PROJECT: &str = "default";
 const MIB: u64 = 1 << 20;
 const SEED: u64 = 99;
 /// One generous deadline for what must happen at all.
 const DEADLINE: Duration = Duration::from_secs(120);
-const TOOLS: [&str; 2] = ["mkfs.ext4", "qemu-img"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vendors_image_becomes_a_machine() {
@@ -259,50 +260,6 @@ async fn said_until(client: &Client, text: &str, times: usize) -> Vec<String> {
         assert!(Instant::now() < until, "no {text:?} in time:\n{all}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A disk image as vendors ship them: ext4, a kernel, and GRUB's configuration. The kernel is our guest.
-fn vendor(scratch: &Path) -> PathBuf {
-    let root = scratch.join("root");
-    std::fs::create_dir_all(root.join("boot/grub")).unwrap();
-    std::fs::write(root.join("boot/vmlinuz-6.12.0-cloud"), dwcp_guest::elf()).unwrap();
-    let configuration = "menuentry 'Vendor' {\n\
-        linux /boot/vmlinuz-6.12.0-cloud root=UUID=11111111-2222-3333-4444-555555555555 ro fill_mib=4 seed=99 \
-        disk=check disk=read:12 disk_only=1 disk_mib=2 net=dhcp net=echo:7 balloon=report\n}\n";
-    std::fs::write(root.join("boot/grub/grub.cfg"), configuration).unwrap();
-    let raw = scratch.join("disk.raw");
-    std::fs::File::create(&raw)
-        .unwrap()
-        .set_len(32 * MIB)
-        .unwrap();
-    let uuid = "11111111-2222-3333-4444-555555555555";
-    run(
-        "mkfs.ext4",
-        &["-q", "-U", uuid, "-d", root.to_str().unwrap()],
-        &raw,
-    );
-    let image = scratch.join("vendor.qcow2");
-    let raw = raw.to_str().unwrap();
-    run("qemu-img", &["convert", "-O", "qcow2", raw], &image)
-}
-
-fn run(program: &str, arguments: &[&str], file: &Path) -> PathBuf {
-    let done = Command::new(program)
-        .args(arguments)
-        .arg(file)
-        .output()
-        .unwrap();
-    assert!(
-        done.status.success(),
-        "{program}: {}",
-        String::from_utf8_lossy(&done.stderr)
-    );
-    file.to_owned()
-}
-
-fn is_there(program: &str) -> bool {
-    Command::new(program).arg("--version").output().is_ok()
-        || Command::new(program).arg("-V").output().is_ok()
 }
 
 async fn bed() -> Bed {

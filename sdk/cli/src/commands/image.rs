@@ -1,4 +1,4 @@
-//! `dwcp image`: content that machines boot from.
+//! `dwcp image`: content that machines boot from, out of files and registries.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +7,26 @@ use dwcp_sdk::types::Image;
 
 use crate::args::digest;
 use crate::context::Context;
-use crate::{progress, units};
+use crate::{oci, progress, units};
 
 /// Commands about images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Upload a disk image, a kernel or an initial RAM disk
-    #[command(after_help = "Examples:
+    /// Add a disk image from a file or a registry, a kernel or an initial RAM disk
+    #[command(
+        after_help = "A registry is asked by this command and not by the host, with the login that `podman login` or `docker login`
+has kept. What it fetches is in TMPDIR, else in /var/tmp, for as long as it takes.
+
+Examples:
   dwcp image add ./debian-13-genericcloud-amd64.qcow2
-  dwcp image add ./vmlinuz --label debian-13-cloud")]
+  dwcp image add oci:quay.io/containerdisks/debian:13
+  dwcp image add ./vmlinuz --label debian-13-cloud"
+    )]
     Add {
-        /// The file
+        /// A file, oci:REGISTRY/NAME[:TAG|@DIGEST], or oci-layout:DIRECTORY[:TAG]
+        #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// What it is called in lists; the file's name if absent
+        /// What it is called in lists; the file's name, or that in the registry, if absent
         #[arg(long)]
         label: Option<String>,
     },
@@ -39,7 +46,7 @@ pub async fn run(context: &Context, command: ImageCommand) -> anyhow::Result<()>
     let (client, output) = (&context.client, context.output);
     match command {
         ImageCommand::Add { file, label } => {
-            let image = upload(context, &file, label).await?;
+            let image = add(context, &file, label).await?;
             output.done(&image, &stored(&image))
         }
         ImageCommand::List => {
@@ -74,17 +81,23 @@ fn stored(image: &Image) -> String {
     text
 }
 
+/// Uploads what a file, or something in a registry, holds.
+pub async fn add(context: &Context, from: &Path, label: Option<String>) -> anyhow::Result<Image> {
+    let Some(pulled) = oci::pull(from).await? else {
+        return upload(context, from, label).await;
+    };
+    eprintln!("{} is {}", pulled.name, pulled.manifest);
+    let label = label.unwrap_or_else(|| pulled.name.clone());
+    upload(context, &pulled.path(), Some(label)).await
+}
+
 /// Uploads a file with a progress bar; one that the host has already is not sent again.
-pub async fn upload(
-    context: &Context,
-    file: &Path,
-    label: Option<String>,
-) -> anyhow::Result<Image> {
+async fn upload(context: &Context, file: &Path, label: Option<String>) -> anyhow::Result<Image> {
     let label = label.unwrap_or_else(|| {
         let name = file.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     });
-    let bar = progress::upload(&label);
+    let bar = progress::transfer(&label);
     let shown = bar.clone();
     let uploaded = context.client.image_upload(&label, file, move |uploaded| {
         shown.set_length(uploaded.total);

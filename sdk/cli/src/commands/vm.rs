@@ -147,7 +147,7 @@ has ended is not told to the guest. systemd 256 and later has an SSH server ther
 pub struct CreateArgs {
     /// Its name, unique in the project
     name: String,
-    /// Disk image to boot (qcow2 or raw, as vendors ship them): a file to upload, or the digest of an image
+    /// Disk image to boot (qcow2 or raw, as vendors ship them): a file or oci:REFERENCE to add, or the digest of an image
     #[arg(long, value_name = "FILE", conflicts_with = "template")]
     image: Option<PathBuf>,
     /// Size of the disk that the image becomes, such as 20GiB; the image's own if absent
@@ -415,7 +415,7 @@ async fn content(context: &Context, file: Option<PathBuf>) -> anyhow::Result<Opt
     let named = file.to_str().and_then(|text| digest(text).ok());
     match named {
         Some(digest) if !file.exists() => Ok(Some(digest)),
-        _ => Ok(Some(image::upload(context, &file, None).await?.digest)),
+        _ => Ok(Some(image::add(context, &file, None).await?.digest)),
     }
 }
 
