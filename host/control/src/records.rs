@@ -10,11 +10,13 @@ use utoipa::ToSchema;
 
 use crate::names::Name;
 
+mod cpu;
 mod hardware;
 mod journal;
 mod running;
 mod snapshot;
 
+pub use cpu::{CpuBaseline, HostCpu, OfferedBaseline};
 pub use hardware::{DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
 pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
 pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
@@ -43,6 +45,9 @@ pub struct VmSpec {
     /// Virtual CPUs, 1 to 32.
     #[schema(minimum = 1, maximum = 32)]
     pub vcpus: u8,
+    /// What it is told of its CPU.
+    #[serde(default, skip_serializing_if = "CpuBaseline::is_host")]
+    pub cpu: CpuBaseline,
     /// Disks, in the order in which the machine finds them; at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
@@ -98,6 +103,9 @@ pub struct VmCreate {
     /// Virtual CPUs; overrides a template's (default 1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// What it is told of its CPU (default `host`). Refused if the host lacks a feature of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuBaseline>,
     /// A snapshot to go on from instead of booting: the machine is what that one's was, with memory and disks of its own
     /// that begin as they are in the snapshot. Only name, restart policy and labels can be its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -248,6 +256,9 @@ pub struct Host {
     /// What it can hold and holds; of a peer, as last heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
+    /// Its CPU as machines find it; told of this host, when it alone is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<HostCpu>,
 }
 
 /// What a host can hold and holds.

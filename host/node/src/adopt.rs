@@ -44,13 +44,17 @@ impl Node {
     async fn try_adopt(&self) -> Answer<()> {
         let children = self.launcher.list().await?;
         // Nobody waits for these any more: who did was the daemon before this one.
-        let forlorn = |child: &&Child| matches!(child.kind, ChildKind::Mover | ChildKind::Reader);
+        let forlorn = |child: &&Child| {
+            matches!(child.kind, ChildKind::Mover | ChildKind::Reader)
+                || child.id.as_str() == crate::cpu::PROBE
+        };
         for child in children.iter().filter(forlorn) {
             self.launcher.end(child.id.as_str()).await?;
         }
         let vms = self.vms().await?;
         self.look_after_these(&vms).await;
-        for child in children.iter().filter(|c| c.kind == ChildKind::Vmm) {
+        let vmms = children.iter().filter(|c| c.kind == ChildKind::Vmm);
+        for child in vmms.filter(|child| !forlorn(child)) {
             if !vms.iter().any(|vm| vm.id == child.id.as_str()) {
                 let message = format!(
                     "the launcher has a process {} (pid {}) of a machine that is not in the store: it is left alone",

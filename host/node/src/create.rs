@@ -4,8 +4,8 @@ use dwcp_api::Fault;
 use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    Desired, DiskSpec, GuestSetup, Origin, Placement, RestartPolicy, Template, Vm, VmCreate,
-    VmPhase, VmSpec,
+    CpuBaseline, Desired, DiskSpec, GuestSetup, Origin, Placement, RestartPolicy, Template, Vm,
+    VmCreate, VmPhase, VmSpec,
 };
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
@@ -36,6 +36,7 @@ pub(crate) async fn create(
         origin,
     } = specification(node, project, &request, &at).await?;
     vms::check(&spec)?;
+    node.check_baseline(spec.cpu).await?;
     hardware::check_cards(networks.len())?;
     hardware::check_setup(&spec, &id, &request.name)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
@@ -183,6 +184,7 @@ async fn specification(
     }
     base.memory_bytes = request.memory_bytes.unwrap_or(base.memory_bytes);
     base.vcpus = request.vcpus.unwrap_or(base.vcpus);
+    base.cpu = request.cpu.unwrap_or(base.cpu);
     base.restart = request.restart.unwrap_or(base.restart);
     base.tags.extend(request.tags.clone());
     Ok(Wanted {
@@ -228,6 +230,7 @@ async fn bare(node: &Node, request: &VmCreate) -> Answer<VmSpec> {
         cmdline: found.map(|disk| disk.cmdline).unwrap_or_default(),
         memory_bytes,
         vcpus: 1,
+        cpu: CpuBaseline::Host,
         disks: Vec::new(),
         networks: Vec::new(),
         setup: None,
@@ -296,6 +299,7 @@ fn from_template(
         cmdline: expanded.cmdline,
         memory_bytes: u64::from(expanded.memory_mib) << 20,
         vcpus: u8::try_from(expanded.vcpus).map_err(|_| invalid("Too many virtual CPUs"))?,
+        cpu: CpuBaseline::Host,
         restart: match expanded.restart {
             // "Always" is refused above.
             Restart::Never => RestartPolicy::Never,

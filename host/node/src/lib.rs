@@ -14,6 +14,7 @@ mod auditing;
 mod capacity;
 mod config;
 mod consoles;
+mod cpu;
 mod create;
 mod decide;
 mod decisions;

@@ -63,6 +63,8 @@ pub struct Node {
     pub(crate) snapshot_uses: tokio::sync::RwLock<()>,
     /// Held while addresses are chosen, until the machine that gets them is recorded.
     pub(crate) addresses: tokio::sync::Mutex<()>,
+    /// All that a guest can be told of its CPU here, once that is known.
+    pub(crate) cpu: tokio::sync::OnceCell<dwcp_snapshot::Cpu>,
     /// Serialises starts, stops and ends of one machine.
     life: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -127,6 +129,7 @@ impl Node {
             image_changes: tokio::sync::Mutex::new(()),
             snapshot_uses: tokio::sync::RwLock::new(()),
             addresses: tokio::sync::Mutex::new(()),
+            cpu: tokio::sync::OnceCell::new(),
             life: Mutex::new(HashMap::new()),
         });
         // Exits are listened for before the launcher is asked who lives, so that none falls between.
@@ -310,7 +313,18 @@ impl Node {
             problem: None,
             rtt_ms: None,
             capacity: Some(self.capacity().await?),
+            cpu: None,
         })
+    }
+
+    /// The same, with its CPU, if that can be told.
+    pub(crate) async fn this_host_whole(&self) -> Answer<Host> {
+        let mut host = self.this_host().await?;
+        match self.host_cpu().await {
+            Ok(cpu) => host.cpu = Some(cpu),
+            Err(fault) => tracing::warn!("what CPU guests can have is not known: {fault}"),
+        }
+        Ok(host)
     }
 
     /// Checks a name of a machine against the store.

@@ -190,7 +190,7 @@ impl Node {
 
     /// Why a machine's process ended at once, in its own words, if it did. That its socket broke is known before its end
     /// is: the launcher is asked until it has seen that, or until the process has been given its time to end.
-    async fn last_words(&self, id: &str) -> Option<Fault> {
+    pub(crate) async fn last_words(&self, id: &str) -> Option<Fault> {
         let deadline = tokio::time::Instant::now() + LAST_WORDS;
         loop {
             let children = self.launcher.list().await.ok()?;
@@ -254,6 +254,7 @@ impl Node {
             id: vm.id.clone(),
             vcpus: vm.spec.vcpus,
             memory_bytes: vm.spec.memory_bytes,
+            cpu: self.baseline(&vm.spec),
             boot,
             devices: hardware.devices,
             generation: None,

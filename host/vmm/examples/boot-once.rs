@@ -179,6 +179,7 @@ fn start(
         id: id.to_owned(),
         vcpus: arguments.vcpus,
         memory_bytes: arguments.memory.bytes(),
+        cpu: Default::default(),
         boot,
         generation,
         devices: arguments.devices(),

@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 use dwcp_memory::MemorySize;
 use serde::{Deserialize, Serialize};
 
+use crate::baseline::Baseline;
 use crate::dhcp::{DhcpError, Responder};
 
 /// Most vCPUs of a VM.
@@ -43,6 +44,10 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Guest RAM in bytes: a multiple of 4096, at least [`MEMORY_BYTES_MIN`], equal to the memfd's length.
     pub memory_bytes: u64,
+    /// What the guest is told of its CPU at most, all of which the host must have. One that was told elsewhere keeps
+    /// what it was told, which must be within this.
+    #[serde(default, skip_serializing_if = "is_host")]
+    pub cpu: Baseline,
     /// Where the first instruction comes from.
     pub boot: Boot,
     /// Which life of the machine this is. Without it a fresh VM gets a random one, and one whose state is loaded keeps
@@ -259,6 +264,10 @@ pub struct DiskLimits {
     /// Bytes, both ways together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<NonZeroU64>,
+}
+
+fn is_host(cpu: &Baseline) -> bool {
+    *cpu == Baseline::Host
 }
 
 fn one() -> u16 {

@@ -5,6 +5,7 @@
 mod snapshot;
 mod transfer;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_jail::LastWords;
 use dwcp_memory::{DirtyBitmap, GuestMemory, open_page_map};
+use dwcp_snapshot::Cpu;
 
 use crate::boot::{self, BootError, Entry, Fresh};
 use crate::config::{Boot, Generation, VmConfig};
@@ -21,7 +23,7 @@ use crate::devices::{
     Order, PciBus, SYNC_TIMEOUT, Terminal, window_of,
 };
 use crate::end::{EndNotice, GuestEnd};
-use crate::kvm::{KvmError, Vm};
+use crate::kvm::{KvmError, Vm, needed};
 use crate::protocol::{Phase, Status};
 use crate::state::StateError;
 use crate::vcpu::{self, Shared, Vcpu, VcpuError};
@@ -44,6 +46,8 @@ pub struct Machine {
     is_tracking: bool,
     epoch: u64,
     tsc_khz: u32,
+    /// The CPU that the guest was told of, once it was.
+    told: Option<Cpu>,
     /// The pages that a snapshot is to hold, while it is written.
     snapshot_pages: DirtyBitmap,
     /// What was laid over a shell's memory.
@@ -196,7 +200,7 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()?;
         let mut tsc_khz = 0;
         if let Some(first) = fds.first() {
-            vm.probe(first)?;
+            vm.settle_features(first, config.cpu)?;
             tsc_khz = first.get_tsc_khz().unwrap_or(0);
         }
         let vm = Arc::new(vm);
@@ -237,6 +241,7 @@ impl Machine {
             is_tracking: false,
             epoch: 0,
             tsc_khz,
+            told: None,
             snapshot_pages,
             origin: None,
         })
@@ -264,6 +269,7 @@ impl Machine {
         let mut entry = Some(entry);
         for (index, vcpu) in (0..).zip(&self.vcpus) {
             let cpuid = self.vm.features().for_vcpu(index, self.config.vcpus);
+            self.told = Some(cpu(needed(&cpuid)));
             vcpu.prepare(cpuid, entry.take())?;
         }
         vcpu::finish_all(&self.vcpus)?;
@@ -309,6 +315,15 @@ impl Machine {
             serial_bytes: self.terminal.output.written(),
             devices: functions.map(Function::status).collect(),
         }
+    }
+
+    /// What the guest was told of its CPU (before that, what it could be told), and all that a guest could be told here.
+    pub fn cpu(&self) -> (Cpu, Cpu) {
+        let offered = cpu(self.vm.features().described());
+        (
+            self.told.clone().unwrap_or_else(|| offered.clone()),
+            offered,
+        )
     }
 
     /// Lets the vCPUs run for the first time.
@@ -503,6 +518,10 @@ impl Machine {
             action,
         }
     }
+}
+
+fn cpu((vendor, features): (String, BTreeSet<String>)) -> Cpu {
+    Cpu { vendor, features }
 }
 
 /// The number of a life that was never lived.

@@ -72,6 +72,7 @@ impl Bed {
             id: id.to_owned(),
             vcpus: self.vcpus,
             memory_bytes: self.guest.size.bytes(),
+            cpu: Default::default(),
             boot,
             generation: self.generation,
             devices: self.devices.clone(),

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, NetworkSpec, Operation, Vm, VmCreate};
+use dwcp_sdk::types::{
+    CpuBaseline, DiskSpec, GuestSetup, MigrateRequest, NetworkSpec, Operation, Vm, VmCreate,
+};
 use futures::StreamExt;
 
 use super::console::{self, ConsoleArgs};
 use super::{image, migration, running};
-use crate::args::{digest, misunderstood, pair};
+use crate::args::{baseline, digest, misunderstood, pair};
 use crate::context::Context;
 use crate::progress::{self, MigrationBar};
 use crate::{table, units};
@@ -192,6 +194,9 @@ pub struct CreateArgs {
     /// Virtual CPUs, 1 to 32
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
     vcpus: Option<u8>,
+    /// What the guest is told of its CPU: all that the host has, or a baseline that other hosts have too (`dwcp host cpu`)
+    #[arg(long, value_name = "NAME", value_parser = baseline())]
+    cpu: Option<CpuBaseline>,
     /// Label that policies see; may be given several times
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = pair)]
     tags: Vec<(String, String)>,
@@ -324,6 +329,7 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
         cmdline: args.cmdline,
         memory_bytes: args.memory,
         vcpus: args.vcpus,
+        cpu: args.cpu,
         restart: args
             .restart_on_crash
             .then_some(dwcp_sdk::types::RestartPolicy::OnCrash),
@@ -493,6 +499,7 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("epoch", vm.epoch.to_string()),
         ("memory", memory(vm)),
         ("vcpus", vm.spec.vcpus.to_string()),
+        ("cpu", vm.spec.cpu.to_string()),
         ("template", optional(&vm.template)),
         (
             "origin",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::host::CpuBaseline;
 use super::operation::Operation;
 use super::snapshot::Origin;
 use super::words;
@@ -23,6 +24,9 @@ pub struct VmSpec {
     pub memory_bytes: u64,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// What it is told of its CPU.
+    #[serde(default, skip_serializing_if = "CpuBaseline::is_host")]
+    pub cpu: CpuBaseline,
     /// Disks, in the order in which the machine finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
@@ -126,6 +130,9 @@ pub struct VmCreate {
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// What it is told of its CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuBaseline>,
     /// A snapshot to go on from instead of booting; only name, restart policy and labels can be the machine's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
@@ -166,6 +173,7 @@ impl VmCreate {
             cmdline: None,
             memory_bytes: None,
             vcpus: None,
+            cpu: None,
             snapshot: None,
             image: None,
             root_bytes: None,

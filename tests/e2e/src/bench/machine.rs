@@ -54,6 +54,7 @@ impl Shape {
             id: id.to_owned(),
             vcpus: self.vcpus,
             memory_bytes: self.memory_bytes(),
+            cpu: Default::default(),
             boot,
             generation: None,
             devices,

@@ -42,6 +42,7 @@ fn confined() -> Made<Vec<Seed>> {
         id: "vm-1".into(),
         vcpus: 2,
         memory_bytes: 256 << 20,
+        cpu: Default::default(),
         boot: Boot::Fresh {
             cmdline: "console=ttyS0".into(),
             initrd: true,
