@@ -48,6 +48,13 @@ pub struct VmSpec {
     /// What it is told of its CPU.
     #[serde(default, skip_serializing_if = "CpuBaseline::is_host")]
     pub cpu: CpuBaseline,
+    /// Whether its memory is of huge pages (2 MiB), of which the host must have as many free.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Whether `kernel` is a firmware (PVH ELF), which finds on the disks what it boots: it gets no initial RAM disk and
+    /// no command line.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub firmware: bool,
     /// Disks, in the order in which the machine finds them; at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
@@ -57,7 +64,7 @@ pub struct VmSpec {
     /// What it is told when it starts for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub setup: Option<GuestSetup>,
-    /// What happens when the guest crashes or its process dies.
+    /// What happens when the guest ends without its owner having asked for it.
     #[serde(default)]
     pub restart: RestartPolicy,
     /// Free labels, which policies and placement see; at most 64.
@@ -65,15 +72,17 @@ pub struct VmSpec {
     pub tags: BTreeMap<String, String>,
 }
 
-/// What happens when a guest crashes.
+/// What happens when a guest ends without its owner having asked for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     /// It stays down and is reported.
     #[default]
     Never,
-    /// It is started again.
+    /// It is started again: at once, then later and later, until it has crashed too often in a row.
     OnCrash,
+    /// The same, and also when its guest powers off by itself.
+    Always,
 }
 
 /// A request to create a virtual machine: from a kernel or from a template.
@@ -106,6 +115,12 @@ pub struct VmCreate {
     /// What it is told of its CPU (default `host`). Refused if the host lacks a feature of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<CpuBaseline>,
+    /// Whether its memory is of huge pages (2 MiB), which the host's administrator has to reserve.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Firmware (PVH ELF) by digest, instead of a kernel: it finds on the disks what it boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<Digest>,
     /// A snapshot to go on from instead of booting: the machine is what that one's was, with memory and disks of its own
     /// that begin as they are in the snapshot. Only name, restart policy and labels can be its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 
 use dwcp_api::service::Answer;
 use dwcp_control::records::{CpuBaseline, HostCpu, OfferedBaseline, VmSpec};
+use dwcp_launch::protocol::Needs;
 use dwcp_snapshot::Cpu;
 use dwcp_vmm::baseline::Baseline;
 use dwcp_vmm::config::{Boot, MEMORY_BYTES_MIN, VmConfig};
@@ -73,9 +74,9 @@ impl Node {
         };
         let json = serde_json::to_value(&config).map_err(internal)?;
         let descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];
-        let sizes = (MEMORY_BYTES_MIN, MEMORY_BYTES_MIN);
+        let needs = Needs::memory(MEMORY_BYTES_MIN);
         self.launcher
-            .spawn_vmm(PROBE, sizes, json, descriptors, Vec::new())
+            .spawn_vmm(PROBE, needs, json, descriptors, Vec::new())
             .await?;
         Ok(self.vmm(PROBE, |vmm| vmm.cpu()).await?.offered)
     }

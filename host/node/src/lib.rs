@@ -36,6 +36,7 @@ mod peers;
 mod policies;
 mod protocol;
 mod requests;
+mod restarts;
 mod restore;
 mod running;
 mod service;

@@ -24,6 +24,7 @@ use crate::images::Images;
 use crate::launcher::Launcher;
 use crate::peers::{self, Heard};
 use crate::policies::Policies;
+use crate::restarts::Restarts;
 use crate::state::Records;
 use crate::transfer::Transfers;
 
@@ -50,8 +51,8 @@ pub struct Node {
     pub(crate) unsettled: Mutex<HashSet<String>>,
     /// Held while a snapshot is written: the room that it takes is not free for another.
     pub(crate) snapshot_room: tokio::sync::Mutex<()>,
-    /// Crashes in a row of machines that are started again, and when the last was, ms.
-    pub(crate) crashes: Mutex<HashMap<String, (u32, u64)>>,
+    /// How machines that are started again have ended lately.
+    pub(crate) restarts: Mutex<HashMap<String, Restarts>>,
     /// Sessions that other hosts may open.
     pub(crate) sessions: Arc<tokio::sync::Semaphore>,
     /// Held while capacity is looked at and promised, so that two requests cannot be promised the same.
@@ -123,7 +124,7 @@ impl Node {
             migrating: Mutex::default(),
             unsettled: Mutex::default(),
             snapshot_room: tokio::sync::Mutex::new(()),
-            crashes: Mutex::default(),
+            restarts: Mutex::default(),
             sessions: Arc::new(tokio::sync::Semaphore::new(peers::SESSIONS_MAX)),
             promise: tokio::sync::Mutex::new(()),
             image_changes: tokio::sync::Mutex::new(()),

@@ -222,6 +222,8 @@ impl Service for Node {
                 .change_vm(&vm.id, |vm| vm.desired = Desired::Running)
                 .await
                 .map_err(record)?;
+            // Whatever it did before: somebody wants to try anew.
+            self.forgive(&vm.id);
             Ok(vm)
         };
         let at = object(project, name);

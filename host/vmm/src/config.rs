@@ -284,6 +284,9 @@ pub enum Boot {
         cmdline: String,
         /// Whether descriptor 12 is an initrd.
         initrd: bool,
+        /// Whether the kernel is a firmware: an ELF with a PVH entry, which gets no command line at all.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        firmware: bool,
     },
     /// The state of a VM that ran elsewhere will come by `Load`; its memory fills the memfd.
     Incoming,
@@ -343,6 +346,9 @@ pub enum ConfigError {
     /// Devices in the wrong order.
     #[error("A VM's disks and its vsock come before its network cards")]
     Order,
+    /// More than a firmware takes.
+    #[error("A firmware gets neither an initrd nor a command line")]
+    Firmware,
     /// The command line is too long or not printable ASCII.
     #[error(
         "The kernel command line must be at most {CMDLINE_BYTES_MAX} printable ASCII characters"
@@ -437,6 +443,15 @@ impl VmConfig {
             && first + last + 1 < self.devices.len()
         {
             return Err(ConfigError::Order);
+        }
+        if let Boot::Fresh {
+            cmdline,
+            initrd,
+            firmware: true,
+        } = &self.boot
+            && (*initrd || !cmdline.is_empty())
+        {
+            return Err(ConfigError::Firmware);
         }
         if let Boot::Fresh { cmdline, .. } = &self.boot {
             let printable = |c: u8| (b' '..=b'~').contains(&c);

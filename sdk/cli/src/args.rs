@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use dwcp_sdk::types::CpuBaseline;
+use dwcp_sdk::types::{CpuBaseline, RestartPolicy};
 
 use crate::commands::{
     audit::AuditCommand, completion::CompletionArgs, decision::DecisionCommand,
@@ -135,6 +135,19 @@ pub fn baseline() -> impl TypedValueParser<Value = CpuBaseline> {
     PossibleValuesParser::new(names).map(|name| {
         let named = |baseline: &CpuBaseline| baseline.as_str() == name;
         CpuBaseline::ALL.into_iter().find(named).unwrap_or_default()
+    })
+}
+
+/// Reads the name of a restart policy.
+pub fn restart_policy() -> impl TypedValueParser<Value = RestartPolicy> {
+    let all = [
+        RestartPolicy::Never,
+        RestartPolicy::OnCrash,
+        RestartPolicy::Always,
+    ];
+    PossibleValuesParser::new(all.map(RestartPolicy::as_str)).map(move |name| {
+        let named = |policy: &RestartPolicy| policy.as_str() == name;
+        all.into_iter().find(named).unwrap_or_default()
     })
 }
 

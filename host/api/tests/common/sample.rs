@@ -144,6 +144,8 @@ pub(super) fn vm(project: &Name, request: &VmCreate, decision: &str) -> Vm {
             networks: Vec::new(),
             setup: request.setup.clone(),
             cpu: request.cpu.unwrap_or_default(),
+            hugepages: request.hugepages,
+            firmware: request.firmware.is_some(),
             restart: request.restart.unwrap_or(RestartPolicy::Never),
             tags: request.tags.clone(),
         },

@@ -249,13 +249,17 @@ impl Machine {
 
     /// Puts a kernel in place and readies the vCPUs to start it.
     pub fn load_kernel(&mut self, kernel: File, initrd: Option<File>) -> Result<(), BuildError> {
-        let Boot::Fresh { cmdline, .. } = &self.config.boot else {
+        let Boot::Fresh {
+            cmdline, firmware, ..
+        } = &self.config.boot
+        else {
             return Ok(());
         };
         let fresh = Fresh {
             kernel,
             initrd,
             cmdline,
+            is_firmware: *firmware,
             vcpus: self.config.vcpus,
             tsc_khz: self.tsc_khz,
         };

@@ -110,6 +110,7 @@ impl Bed {
             Boot::Fresh {
                 cmdline,
                 initrd: false,
+                firmware: false,
             },
         );
         self.start(&config, Some(kernel))

@@ -27,6 +27,12 @@ pub struct VmSpec {
     /// What it is told of its CPU.
     #[serde(default, skip_serializing_if = "CpuBaseline::is_host")]
     pub cpu: CpuBaseline,
+    /// Whether its memory is of huge pages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Whether `kernel` is a firmware.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub firmware: bool,
     /// Disks, in the order in which the machine finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
@@ -88,7 +94,7 @@ pub struct NetworkSpec {
     pub address: String,
 }
 
-/// What happens when a guest crashes.
+/// What happens when a guest ends without its owner having asked for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
@@ -97,12 +103,14 @@ pub enum RestartPolicy {
     Never,
     /// It is started again.
     OnCrash,
+    /// The same, and also when it powers off by itself.
+    Always,
     /// Something that this client does not know.
     #[serde(other)]
     Unknown,
 }
 
-words!(RestartPolicy { Never => "never", OnCrash => "on-crash" });
+words!(RestartPolicy { Never => "never", OnCrash => "on-crash", Always => "always" });
 
 /// A request to create a machine: from a kernel or from a template.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,6 +141,12 @@ pub struct VmCreate {
     /// What it is told of its CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<CpuBaseline>,
+    /// Whether its memory is of huge pages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Firmware by digest, instead of a kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
     /// A snapshot to go on from instead of booting; only name, restart policy and labels can be the machine's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
@@ -174,6 +188,8 @@ impl VmCreate {
             memory_bytes: None,
             vcpus: None,
             cpu: None,
+            hugepages: false,
+            firmware: None,
             snapshot: None,
             image: None,
             root_bytes: None,
