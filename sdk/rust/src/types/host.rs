@@ -68,10 +68,6 @@ words!(CpuBaseline {
 impl CpuBaseline {
     /// All that this client knows.
     pub const ALL: [Self; 5] = [Self::Host, Self::V1, Self::V2, Self::V3, Self::V4];
-
-    pub(super) fn is_host(&self) -> bool {
-        *self == Self::Host
-    }
 }
 
 /// A host's CPU as its machines find it.

@@ -25,7 +25,7 @@ pub struct VmSpec {
     /// Virtual CPUs.
     pub vcpus: u8,
     /// What it is told of its CPU.
-    #[serde(default, skip_serializing_if = "CpuBaseline::is_host")]
+    #[serde(default)]
     pub cpu: CpuBaseline,
     /// Whether its memory is of huge pages.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
