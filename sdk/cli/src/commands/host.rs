@@ -23,8 +23,8 @@ pub enum HostCommand {
     },
     /// List the CPU baselines that machines can be made with (`dwcp vm create --cpu`), and what each contains
     #[command(
-        after_help = "A machine with a baseline is told of exactly that, and can move to every host that offers it and has a CPU
-of the same maker. One without (`host`) is told of all that its host offers."
+        after_help = "A machine with a baseline is told of exactly that, and can move to every host that offers it and
+has a CPU of the same maker. One without (`host`) is told of all that its host offers."
     )]
     Cpu,
     /// Introduce another host, by address and fingerprint
