@@ -120,8 +120,12 @@ async fn a_machine_with_a_baseline_goes_where_one_without_cannot() {
     // A baseline that a host does not have is refused at once, by what it lacks.
     let beyond = here.baselines.iter().find(|b| !b.lacking.is_empty());
     if let Some(beyond) = beyond {
-        let refused = client.vm_create(PROJECT, &machine("beyond", kernel, Some(beyond.name)));
-        let refused = refused.await.unwrap_err().to_string();
+        let request = machine("beyond", kernel, Some(beyond.name));
+        let refused = client
+            .vm_create(PROJECT, &request)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains(&beyond.lacking[0]), "{refused}");
     }
     right
@@ -129,10 +133,13 @@ async fn a_machine_with_a_baseline_goes_where_one_without_cannot() {
         .image_put("guest", dwcp_guest::elf())
         .await
         .unwrap();
+    let request = machine("beyond", kernel, Some(CpuBaseline::V2));
     let refused = right
         .client()
-        .vm_create(PROJECT, &machine("beyond", kernel, Some(CpuBaseline::V2)));
-    let refused = refused.await.unwrap_err().to_string();
+        .vm_create(PROJECT, &request)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         refused.contains("cx16") && refused.contains("cpu.baseline"),
         "{refused}"
