@@ -10,11 +10,13 @@ use utoipa::ToSchema;
 
 use crate::names::Name;
 
+mod cpu;
 mod hardware;
 mod journal;
 mod running;
 mod snapshot;
 
+pub use cpu::{CpuBaseline, HostCpu, OfferedBaseline};
 pub use hardware::{DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
 pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
 pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
@@ -43,6 +45,16 @@ pub struct VmSpec {
     /// Virtual CPUs, 1 to 32.
     #[schema(minimum = 1, maximum = 32)]
     pub vcpus: u8,
+    /// What it is told of its CPU.
+    #[serde(default, skip_serializing_if = "CpuBaseline::is_host")]
+    pub cpu: CpuBaseline,
+    /// Whether its memory is of huge pages (2 MiB), of which the host must have as many free.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Whether `kernel` is a firmware (PVH ELF), which finds on the disks what it boots: it gets no initial RAM disk and
+    /// no command line.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub firmware: bool,
     /// Disks, in the order in which the machine finds them; at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
@@ -52,7 +64,7 @@ pub struct VmSpec {
     /// What it is told when it starts for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub setup: Option<GuestSetup>,
-    /// What happens when the guest crashes or its process dies.
+    /// What happens when the guest ends without its owner having asked for it.
     #[serde(default)]
     pub restart: RestartPolicy,
     /// Free labels, which policies and placement see; at most 64.
@@ -60,15 +72,17 @@ pub struct VmSpec {
     pub tags: BTreeMap<String, String>,
 }
 
-/// What happens when a guest crashes.
+/// What happens when a guest ends without its owner having asked for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     /// It stays down and is reported.
     #[default]
     Never,
-    /// It is started again.
+    /// It is started again: at once, then later and later, until it has crashed too often in a row.
     OnCrash,
+    /// The same, and also when its guest powers off by itself.
+    Always,
 }
 
 /// A request to create a virtual machine: from a kernel or from a template.
@@ -98,6 +112,15 @@ pub struct VmCreate {
     /// Virtual CPUs; overrides a template's (default 1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// What it is told of its CPU (default `host`). Refused if the host lacks a feature of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuBaseline>,
+    /// Whether its memory is of huge pages (2 MiB), which the host's administrator has to reserve.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Firmware (PVH ELF) by digest, instead of a kernel: it finds on the disks what it boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<Digest>,
     /// A snapshot to go on from instead of booting: the machine is what that one's was, with memory and disks of its own
     /// that begin as they are in the snapshot. Only name, restart policy and labels can be its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -248,6 +271,9 @@ pub struct Host {
     /// What it can hold and holds; of a peer, as last heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
+    /// Its CPU as machines find it; told of this host, when it alone is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<HostCpu>,
 }
 
 /// What a host can hold and holds.

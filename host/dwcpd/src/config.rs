@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Parser;
 use dwcp_control::Name;
+use dwcp_control::records::CpuBaseline;
 use dwcp_node::{NodeConfig, TrustedKey};
 use serde::Deserialize;
 
@@ -65,6 +66,7 @@ struct File {
     marketplace: Marketplace,
     plugins: Plugins,
     capacity: Capacity,
+    cpu: Cpu,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -103,6 +105,12 @@ struct KeyFile {
 struct Capacity {
     vcpus_per_cpu: Option<u32>,
     memory_mib: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Cpu {
+    baseline: CpuBaseline,
 }
 
 /// What the daemon was told, completed.
@@ -173,6 +181,7 @@ impl Config {
                 marketplace,
                 trusted_keys,
                 vcpus_per_cpu,
+                cpu_baseline: file.cpu.baseline,
                 memory_bytes: file.capacity.memory_mib.map(|mib| mib << 20),
                 state_dir,
             },

@@ -1,9 +1,10 @@
 //! Control groups for children, where the machine has them: memory and number of tasks, processors and disks.
 //!
 //! Version 2 if the launcher's own group offers `memory` and `pids`, with `cpu` and `io` if it offers them too; else the
-//! version 1 hierarchies of these four, whichever are mounted; else none. Of processors and disks no child has a most:
-//! when they are short, each child gets the same share, however many threads it has. All children together weigh as much
-//! as one ordinary thread on every processor. Groups lie in one directory that carries the launcher's process id, below the
+//! version 1 hierarchies of these, whichever are mounted; else none. A VM's child gets as much processor time as its
+//! guest has processors, and a little for its devices; of disks no child has a most. When processors or disks are short,
+//! each child gets the same share, however many threads it has. All children together weigh as much as one ordinary
+//! thread on every processor. Groups lie in one directory that carries the launcher's process id, below the
 //! group it was started in; directories of launchers that are gone are removed at the start.
 
 use std::fs::{self, File};
@@ -21,9 +22,9 @@ const CONTROL: &str = "cgroup.subtree_control";
 /// What the groups of children have; in version 2 all or none.
 const LIMITED: [&str; 2] = ["memory", "pids"];
 /// What they have where it is there, by its name in version 2.
-const SHARED: [&str; 2] = ["cpu", "io"];
+const SHARED: [&str; 3] = ["cpu", "hugetlb", "io"];
 /// Both, by their names in version 1.
-const OLD: [&str; 4] = ["memory", "pids", "cpu", "blkio"];
+const OLD: [&str; 5] = ["memory", "pids", "cpu", "blkio", "hugetlb"];
 /// Lists a group's processes; writing to it moves one.
 const PROCESSES: &str = "cgroup.procs";
 /// Lists an old group's threads. A thread that writes 0 moves itself, and unlike a whole process at once: for that the
@@ -32,6 +33,20 @@ const THREADS: &str = "tasks";
 
 /// What a child needs beyond guest memory, at least, in bytes: page tables, buffers, the kernel's own records.
 const OVERHEAD_BYTES: u64 = 256 << 20;
+
+/// Processor time is given out in periods of so many microseconds.
+const PERIOD_US: u64 = 100_000;
+
+/// What one child may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Guest memory that it works on.
+    pub memory_bytes: u64,
+    /// Whether that is of huge pages, which are not counted with other memory.
+    pub huge_pages: bool,
+    /// As much processor time as so many processors have; all there is if none.
+    pub processors: Option<u32>,
+}
 
 /// How children are limited on this machine.
 #[derive(Debug)]
@@ -99,8 +114,13 @@ impl Groups {
         }
     }
 
-    /// Makes the group of a child that works on `memory_bytes` of guest memory.
-    pub fn make(&self, name: &str, memory_bytes: u64) -> io::Result<Group> {
+    /// Makes the group of a child.
+    pub fn make(&self, name: &str, limits: &Limits) -> io::Result<Group> {
+        let memory_bytes = limits.memory_bytes;
+        let huge_max = if limits.huge_pages { memory_bytes } else { 0 }.to_string();
+        let quota_us = limits
+            .processors
+            .map(|processors| u64::from(processors) * PERIOD_US);
         let memory_max = memory_bytes
             .saturating_add(memory_bytes / 8)
             .saturating_add(OVERHEAD_BYTES)
@@ -118,6 +138,11 @@ impl Groups {
                 fs::write(directory.join("pids.max"), tasks_max)?;
                 // What is swapped out is not counted there.
                 write_if_there(&directory.join("memory.swap.max"), &memory_max)?;
+                write_if_there(&directory.join("hugetlb.2MB.max"), &huge_max)?;
+                if let Some(quota_us) = quota_us {
+                    let most = format!("{quota_us} {PERIOD_US}");
+                    write_if_there(&directory.join("cpu.max"), &most)?;
+                }
                 group.unified = Some(File::open(directory)?.into());
             }
             Self::Old(bases) => {
@@ -128,6 +153,12 @@ impl Groups {
                         write_if_there(&directory.join(file), &memory_max)?;
                     }
                     write_if_there(&directory.join("pids.max"), &tasks_max)?;
+                    write_if_there(&directory.join("hugetlb.2MB.limit_in_bytes"), &huge_max)?;
+                    if let Some(quota_us) = quota_us {
+                        let period = PERIOD_US.to_string();
+                        write_if_there(&directory.join("cpu.cfs_period_us"), &period)?;
+                        write_if_there(&directory.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
+                    }
                     let threads = File::options().write(true).open(directory.join(THREADS))?;
                     group.old.push(threads.into());
                 }
@@ -352,7 +383,12 @@ mod tests {
             directory: base.path().join("dwcp-launch.7"),
             left: None,
         };
-        let group = groups.make("vm-1", 64 << 20).unwrap();
+        let limits = Limits {
+            memory_bytes: 64 << 20,
+            huge_pages: false,
+            processors: Some(3),
+        };
+        let group = groups.make("vm-1", &limits).unwrap();
         assert!(group.unified().is_some() && group.old().is_empty());
         for file in ["memory.max", "memory.swap.max"] {
             let bytes = (72 << 20) + OVERHEAD_BYTES;
@@ -360,5 +396,7 @@ mod tests {
             assert_eq!(read(&file), bytes.to_string(), "{file}");
         }
         assert_eq!(read("dwcp-launch.7/vm-1/pids.max"), TASKS_MAX.to_string());
+        assert_eq!(read("dwcp-launch.7/vm-1/cpu.max"), "300000 100000");
+        assert_eq!(read("dwcp-launch.7/vm-1/hugetlb.2MB.max"), "0");
     }
 }

@@ -8,11 +8,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use dwcp_jail::{Handover, HandoverError, LastWordsPipe};
-use dwcp_launch::protocol::{CHILDREN_MAX, Child, ChildId, ChildKind, ChildState, NicSpec, Side};
-use dwcp_memory::{DirtyBitmap, MemoryError, MemorySize, create_memory, reopen_read_only};
+use dwcp_launch::protocol::{
+    CHILDREN_MAX, Child, ChildId, ChildKind, ChildState, Needs, NicSpec, Side,
+};
+use dwcp_memory::{
+    DirtyBitmap, MemoryError, MemorySize, create_huge_memory, create_memory, reopen_read_only,
+};
 use nix::sys::wait::WaitStatus;
 
-use crate::cgroup::{Group, Groups};
+use crate::cgroup::{Group, Groups, Limits};
 use crate::network::{NetworkError, Networks};
 use crate::sandbox::{Order, Process, Sandbox, SpawnError};
 
@@ -88,10 +92,16 @@ pub struct Programs {
 struct Allowance {
     /// Memory that is its guest's, or its own.
     memory: MemorySize,
+    /// Whether that memory is of huge pages.
+    huge_pages: bool,
+    /// As much processor time as so many processors have; all there is if none.
+    processors: Option<u32>,
     /// Longest file that it may write.
     file_bytes: u64,
 }
 
+/// Processors of a VMM beside those of its guest: for the threads of its devices, and its own.
+const DEVICE_PROCESSORS: u32 = 1;
 /// Memory of a reader of images: as much as it maps at most.
 const READER_MEMORY_BYTES: u64 = 2 << 30;
 /// Longest file that a reader writes: the largest initial RAM disk.
@@ -177,16 +187,19 @@ impl Children {
     pub fn spawn_vmm(
         &mut self,
         id: ChildId,
-        (memory_bytes, file_bytes): (u64, u64),
+        needs: Needs,
         config: &serde_json::Value,
         descriptors: Vec<OwnedFd>,
         nics: &[NicSpec],
     ) -> Result<u32, Refusal> {
         self.check_free(&id)?;
-        let size = MemorySize::new(memory_bytes)?;
+        let size = MemorySize::new(needs.memory_bytes)?;
         let vm_memory = VmMemory {
             size,
-            memory: create_memory(size)?,
+            memory: match needs.huge_pages {
+                true => create_huge_memory(size)?,
+                false => create_memory(size)?,
+            },
             bitmap: DirtyBitmap::create(size)?,
         };
         let mut given = vec![
@@ -200,7 +213,12 @@ impl Children {
         given.extend(self.networks.attach(slot, &id, nics)?);
         let allowance = Allowance {
             memory: size,
-            file_bytes: file_bytes.max(FILE_BYTES),
+            huge_pages: needs.huge_pages,
+            processors: match needs.vcpus {
+                0 => None,
+                vcpus => Some(vcpus.saturating_add(DEVICE_PROCESSORS)),
+            },
+            file_bytes: needs.file_bytes.max(FILE_BYTES),
         };
         let started = self.start(&id, ChildKind::Vmm, slot, allowance, config, given);
         if started.is_err() {
@@ -240,6 +258,8 @@ impl Children {
         let slot = self.free_slot().ok_or(Refusal::TooMany)?;
         let allowance = Allowance {
             memory: size,
+            huge_pages: false,
+            processors: None,
             file_bytes: FILE_BYTES,
         };
         let running = self.start(&id, ChildKind::Mover, slot, allowance, config, given)?;
@@ -268,6 +288,8 @@ impl Children {
         let slot = self.free_slot().ok_or(Refusal::TooMany)?;
         let allowance = Allowance {
             memory: MemorySize::new(READER_MEMORY_BYTES)?,
+            huge_pages: false,
+            processors: None,
             file_bytes: READER_FILE_BYTES,
         };
         let running = self.start(&id, ChildKind::Reader, slot, allowance, config, descriptors)?;
@@ -390,7 +412,14 @@ impl Children {
         let (handover, last_words) = Handover::new(config.to_string().as_bytes(), given)?;
         let group = self
             .groups
-            .make(id.as_str(), allowance.memory.bytes())
+            .make(
+                id.as_str(),
+                &Limits {
+                    memory_bytes: allowance.memory.bytes(),
+                    huge_pages: allowance.huge_pages,
+                    processors: allowance.processors,
+                },
+            )
             .map_err(Refusal::Group)?;
         let process = self.sandbox.spawn(&Order {
             program: program.as_fd(),

@@ -9,7 +9,7 @@ use dwcp_channel::{Channel, ChannelError};
 
 use crate::address::{Ipv4Prefix, NetworkName};
 use crate::protocol::{
-    Child, ChildId, Network, NetworkKind, NicSpec, Reply, Request, Side, VERSION,
+    Child, ChildId, Needs, Network, NetworkKind, NicSpec, Reply, Request, Side, VERSION,
 };
 
 /// The launcher answers within milliseconds; one that takes this long is taken for broken.
@@ -99,25 +99,25 @@ impl Client {
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<u32, ClientError> {
-        self.spawn_vmm_with(id, memory_bytes, 0, config, descriptors, &[])
+        self.spawn_vmm_with(id, Needs::memory(memory_bytes), config, descriptors, &[])
     }
 
-    /// [`Client::spawn_vmm`] with disks, the longest of `file_bytes`, and network interfaces; their taps arrive after
-    /// `descriptors`.
+    /// [`Client::spawn_vmm`] with all that a VM may need, and network interfaces; their taps arrive after `descriptors`.
     pub fn spawn_vmm_with(
         &mut self,
         id: &ChildId,
-        memory_bytes: u64,
-        file_bytes: u64,
+        needs: Needs,
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
         nics: &[NicSpec],
     ) -> Result<u32, ClientError> {
         let request = Request::SpawnVmm {
             id: id.clone(),
-            memory_bytes,
+            memory_bytes: needs.memory_bytes,
             config,
-            file_bytes,
+            file_bytes: needs.file_bytes,
+            huge_pages: needs.huge_pages,
+            vcpus: needs.vcpus,
             nics: nics.to_vec(),
         };
         self.spawn(&request, descriptors)

@@ -158,6 +158,29 @@ pub struct Network {
     pub bridge: String,
 }
 
+/// What a VM needs of its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Size of guest memory, in bytes.
+    pub memory_bytes: u64,
+    /// Whether that is of huge pages.
+    pub huge_pages: bool,
+    /// How many processors the guest has; no limit if 0.
+    pub vcpus: u32,
+    /// Longest file that its VMM may write, in bytes.
+    pub file_bytes: u64,
+}
+
+impl Needs {
+    /// Memory, and nothing else.
+    pub fn memory(memory_bytes: u64) -> Self {
+        Self {
+            memory_bytes,
+            ..Self::default()
+        }
+    }
+}
+
 /// A request to the launcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -178,6 +201,12 @@ pub enum Request {
         /// Longest file that it may write, in bytes: as long as its longest disk. Some is allowed without a disk.
         #[serde(default, skip_serializing_if = "is_zero")]
         file_bytes: u64,
+        /// Whether guest memory is of huge pages (2 MiB), of which the host must have as many free.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        huge_pages: bool,
+        /// How many processors the guest has: it and its devices get no more than these and one beside. No limit if 0.
+        #[serde(default, skip_serializing_if = "is_none")]
+        vcpus: u32,
         /// At most [`NICS_MAX`]. The descriptors of their taps follow the message's own, in this order.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         nics: Vec<NicSpec>,
@@ -237,6 +266,10 @@ pub enum Request {
     },
     /// Turns the connection into a stream of exits.
     Watch,
+}
+
+fn is_none(number: &u32) -> bool {
+    *number == 0
 }
 
 fn is_zero(number: &u64) -> bool {

@@ -10,7 +10,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use dwcp_channel::{ChannelError, Mailbox};
-use dwcp_launch::protocol::{CONNECTIONS_MAX, ChildId, REQUEST_BYTES_MAX, Reply, Request, VERSION};
+use dwcp_launch::protocol::{
+    CONNECTIONS_MAX, ChildId, Needs, REQUEST_BYTES_MAX, Reply, Request, VERSION,
+};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
@@ -318,10 +320,17 @@ fn carry_out(
             memory_bytes,
             config,
             file_bytes,
+            huge_pages,
+            vcpus,
             nics,
         } => {
-            let pid =
-                children.spawn_vmm(id, (memory_bytes, file_bytes), &config, descriptors, &nics)?;
+            let needs = Needs {
+                memory_bytes,
+                huge_pages,
+                vcpus,
+                file_bytes,
+            };
+            let pid = children.spawn_vmm(id, needs, &config, descriptors, &nics)?;
             Ok(Reply::Spawned { pid })
         }
         Request::SpawnReader { id, config } => {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use common::guests::{Bed, nic};
 use common::{Launcher, MEMORY_BYTES, can_run, id, namespaces, wait_for};
-use dwcp_launch::protocol::{ChildState, NetworkKind, NicSpec};
+use dwcp_launch::protocol::{ChildState, Needs, NetworkKind, NicSpec};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde_json::{Value, json};
@@ -111,7 +111,13 @@ impl Vms<'_> {
         });
         let mut client = self.launcher.client();
         client
-            .spawn_vmm_with(&id(name), MEMORY_BYTES, 0, config, &given, &self.nics)
+            .spawn_vmm_with(
+                &id(name),
+                Needs::memory(MEMORY_BYTES),
+                config,
+                &given,
+                &self.nics,
+            )
             .unwrap()
     }
 

@@ -150,6 +150,10 @@ fn children_are_in_control_groups_where_there_are_any() {
         ("vm-1/pids.max", "128"),
         ("vm-1/cpu.shares", "1024"),
         ("vm-1/cpu.weight", "100"),
+        // Two vCPUs, and one processor for its devices.
+        ("vm-1/cpu.max", "300000 100000"),
+        ("vm-1/cpu.cfs_quota_us", "300000"),
+        ("vm-1/hugetlb.2MB.max", "0"),
         ("cpu.shares", &shares),
         ("cpu.weight", &weight),
     ] {

@@ -330,9 +330,16 @@ fn map_region(
     let builder = MmapRegionBuilder::new_with_bitmap(length, log)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let builder = match file {
-        Some(file) => builder
-            .with_file_offset(FileOffset::from_arc(Arc::clone(file), region.offset.0))
-            .with_mmap_flags(libc::MAP_NORESERVE | libc::MAP_SHARED),
+        Some(file) => {
+            // Huge pages are reserved by mapping them: a guest that found none later would be ended.
+            let reserved = match memfd::is_huge(file)? {
+                true => 0,
+                false => libc::MAP_NORESERVE,
+            };
+            builder
+                .with_file_offset(FileOffset::from_arc(Arc::clone(file), region.offset.0))
+                .with_mmap_flags(reserved | libc::MAP_SHARED)
+        }
         None => {
             builder.with_mmap_flags(libc::MAP_NORESERVE | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
         }

@@ -31,7 +31,10 @@ pub use guest::{GuestMemory, MappedRegion};
 pub use hosts::HostMap;
 pub use io::{GuestRange, RANGES_MAX};
 pub use layout::{GAP_END, GAP_START, Layout, Region};
-pub use memfd::{create_memory, is_read_only, is_template, reopen_read_only, seal_template};
+pub use memfd::{
+    HUGE_PAGE_BYTES, create_huge_memory, create_memory, free_huge_pages, is_read_only, is_template,
+    reopen_read_only, seal_template,
+};
 pub use page::{MemoryOffset, MemorySize, PAGE_BYTES, PageIndex};
 pub use private::{PIECES_MAX, Piece, open_own_memory, open_page_map};
 pub use view::MemoryView;
@@ -43,6 +46,20 @@ pub enum MemoryError {
     /// The size is zero, over the limit or no multiple of the page size.
     #[error("A guest cannot have {0} bytes of memory: choose a multiple of 4096 up to 16 TiB")]
     BadSize(u64),
+    /// The size is no multiple of a huge page.
+    #[error("{0} bytes of memory cannot be of huge pages: choose a multiple of 2 MiB")]
+    PartialHugePage(u64),
+    /// The host has too few huge pages.
+    #[error(
+        "The guest needs {needed} huge pages of 2 MiB, and this host has {free} free: reserve more (`sysctl \
+         vm.nr_hugepages=N` counts all of them, used ones too)"
+    )]
+    HugePages {
+        /// As many as the guest's memory has.
+        needed: u64,
+        /// Free and promised to nobody.
+        free: u64,
+    },
     /// The descriptor is too short or too long for what it should hold.
     #[error(
         "The descriptor holds {found} bytes where {expected} are needed: pass the one made for this guest"

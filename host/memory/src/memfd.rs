@@ -14,12 +14,51 @@ use nix::unistd::{Whence, lseek};
 
 use crate::{MemoryError, MemorySize, PAGE_BYTES, PageIndex};
 
+/// Bytes of a huge page.
+pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
 const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW);
 
 /// Makes the memfd of a guest's RAM: all zeros, nothing allocated yet, close-on-exec, never resizable.
 pub fn create_memory(size: MemorySize) -> Result<OwnedFd, MemoryError> {
     // More seals may follow: a template's memory is sealed once its VM is gone.
-    create(c"dwcp-guest-memory", size.bytes(), SEALS)
+    create(c"dwcp-guest-memory", size.bytes(), SEALS, MFdFlags::empty())
+}
+
+/// The same of huge pages ([`HUGE_PAGE_BYTES`]), which the host keeps apart. They are this guest's from the moment that
+/// they are mapped, and not before: whether there are enough is known for sure only then.
+pub fn create_huge_memory(size: MemorySize) -> Result<OwnedFd, MemoryError> {
+    if !size.bytes().is_multiple_of(HUGE_PAGE_BYTES) {
+        return Err(MemoryError::PartialHugePage(size.bytes()));
+    }
+    let needed = size.bytes() / HUGE_PAGE_BYTES;
+    let free = free_huge_pages()?;
+    if needed > free {
+        return Err(MemoryError::HugePages { needed, free });
+    }
+    let huge = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    create(c"dwcp-guest-memory", size.bytes(), SEALS, huge)
+}
+
+/// Huge pages of this host that are free and promised to nobody.
+pub fn free_huge_pages() -> Result<u64, MemoryError> {
+    let read = |name: &str| -> std::io::Result<u64> {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
+        let text = std::fs::read_to_string(path)?;
+        text.trim().parse().map_err(std::io::Error::other)
+    };
+    let free =
+        read("free_hugepages").and_then(|free| Ok(free.saturating_sub(read("resv_hugepages")?)));
+    free.map_err(|e| MemoryError::system("count huge pages", e))
+}
+
+/// Whether a memfd is of huge pages.
+pub(crate) fn is_huge(file: &File) -> Result<bool, MemoryError> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = file
+        .metadata()
+        .map_err(|e| MemoryError::system("inspect a memfd", e))?;
+    Ok(metadata.blksize() >= HUGE_PAGE_BYTES)
 }
 
 /// Seals the memory of a VM that will never run again, so that others can be made from it: from now on no process can
@@ -99,11 +138,17 @@ pub(crate) fn data_chunks(
 
 /// The memfd of a bitmap.
 pub(crate) fn create_bitmap(bytes: u64) -> Result<OwnedFd, MemoryError> {
-    create(c"dwcp-dirty-bitmap", bytes, SEALS | SealFlag::F_SEAL_SEAL)
+    let seals = SEALS | SealFlag::F_SEAL_SEAL;
+    create(c"dwcp-dirty-bitmap", bytes, seals, MFdFlags::empty())
 }
 
-fn create(name: &std::ffi::CStr, bytes: u64, seals: SealFlag) -> Result<OwnedFd, MemoryError> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+fn create(
+    name: &std::ffi::CStr,
+    bytes: u64,
+    seals: SealFlag,
+    flags: MFdFlags,
+) -> Result<OwnedFd, MemoryError> {
+    let flags = flags | MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let fd = memfd_create(name, flags).map_err(|e| MemoryError::system("create a memfd", e))?;
     // Nobody but the launcher may reopen it by name, so a read-only copy cannot be turned into a writable one.
     fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)

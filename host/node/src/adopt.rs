@@ -18,6 +18,7 @@ use crate::errors::record;
 use crate::node::Node;
 use crate::peers;
 use crate::protocol::{Ask, Reply};
+use crate::restarts::{RESTARTS_MAX, Restarts};
 use crate::state::{now_ms, object};
 use crate::vms::{FORCED, verdict, was_killed};
 
@@ -44,13 +45,17 @@ impl Node {
     async fn try_adopt(&self) -> Answer<()> {
         let children = self.launcher.list().await?;
         // Nobody waits for these any more: who did was the daemon before this one.
-        let forlorn = |child: &&Child| matches!(child.kind, ChildKind::Mover | ChildKind::Reader);
+        let forlorn = |child: &&Child| {
+            matches!(child.kind, ChildKind::Mover | ChildKind::Reader)
+                || child.id.as_str() == crate::cpu::PROBE
+        };
         for child in children.iter().filter(forlorn) {
             self.launcher.end(child.id.as_str()).await?;
         }
         let vms = self.vms().await?;
         self.look_after_these(&vms).await;
-        for child in children.iter().filter(|c| c.kind == ChildKind::Vmm) {
+        let vmms = children.iter().filter(|c| c.kind == ChildKind::Vmm);
+        for child in vmms.filter(|child| !forlorn(child)) {
             if !vms.iter().any(|vm| vm.id == child.id.as_str()) {
                 let message = format!(
                     "the launcher has a process {} (pid {}) of a machine that is not in the store: it is left alone",
@@ -198,6 +203,12 @@ impl Node {
                         self.events.emit("vm.reset", &at, message).await;
                     }
                     VmPhase::Starting => self.ended(&vm.id, VmPhase::Stopped, &reason).await?,
+                    VmPhase::Stopped if wanted && vm.spec.restart == RestartPolicy::Always => {
+                        self.phase(&vm.id, VmPhase::Starting, &reason).await?;
+                        let at = object(&vm.project, &vm.name);
+                        let message = format!("{}: {reason}, and is started again", vm.name);
+                        self.events.emit("vm.stopped", &at, message).await;
+                    }
                     // A forced stop ends the process first, and may find this done.
                     VmPhase::Crashed if !wanted && was_killed(&ended.state) => {
                         self.ended(&vm.id, VmPhase::Stopped, FORCED).await?;
@@ -205,7 +216,7 @@ impl Node {
                     _ => self.ended(&vm.id, phase, &reason).await?,
                 }
                 self.launcher.forget(&vm.id).await?;
-                self.start_again(&vm.id).await
+                self.start_again(&vm.id, phase == VmPhase::Starting).await
             }
             None => match vm.phase {
                 VmPhase::Running | VmPhase::Paused if !wanted => {
@@ -218,25 +229,25 @@ impl Node {
                 | VmPhase::Incoming => {
                     let why = "its process is gone, and the launcher does not know why";
                     self.ended(&vm.id, VmPhase::Crashed, why).await?;
-                    self.start_again(&vm.id).await
+                    self.start_again(&vm.id, false).await
                 }
                 VmPhase::Starting | VmPhase::Stopped if wanted => self.start_held(&vm.id).await,
                 VmPhase::Starting => self.phase(&vm.id, VmPhase::Stopped, CUT_OFF).await,
-                VmPhase::Crashed if wanted => self.start_again(&vm.id).await,
+                VmPhase::Crashed if wanted => self.start_again(&vm.id, false).await,
                 _ => Ok(()),
             },
         }
     }
 
-    /// Starts a machine again that reset itself, or that crashed, if its owner wants that: at once the first time, later
-    /// and later after that, so that one that does nothing else costs little.
-    async fn start_again(&self, id: &str) -> Answer<()> {
+    /// Starts a machine again that reset itself, or that ended otherwise and is to be started again by its policy: that
+    /// one is given up when it has ended too often in a row.
+    async fn start_again(&self, id: &str, is_reset: bool) -> Answer<()> {
         let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
             return Ok(());
         };
         let is_down = |vm: &Vm| match vm.phase {
             VmPhase::Starting => true,
-            VmPhase::Crashed => vm.spec.restart == RestartPolicy::OnCrash,
+            VmPhase::Crashed => vm.spec.restart != RestartPolicy::Never,
             _ => false,
         };
         let wanted = vm.desired == Desired::Running && is_down(&vm);
@@ -246,7 +257,10 @@ impl Node {
         let (node, id) = (self.arc()?, id.to_owned());
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(node.next_start(&id)).await;
+                if !is_reset && node.restarts_of(&id, |restarts| restarts.is_hopeless(now_ms())) {
+                    return node.give_up(&id).await;
+                }
+                tokio::time::sleep(node.restarts_of(&id, |restarts| restarts.next(now_ms()))).await;
                 let still = node.records.vm_by_id(&id).await.ok().flatten();
                 let still = still.is_some_and(|vm| is_down(&vm) && vm.desired == Desired::Running);
                 if !still {
@@ -261,24 +275,38 @@ impl Node {
         Ok(())
     }
 
-    /// How long a machine that crashed, or could not be started again, waits: longer each time in a row.
-    fn next_start(&self, id: &str) -> Duration {
-        const FORGIVEN_MS: u64 = 10 * 60 * 1000;
-        let mut crashes = self
-            .crashes
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (count, last) = crashes.get(id).copied().unwrap_or_default();
-        let now = now_ms();
-        let count = if now.saturating_sub(last) > FORGIVEN_MS {
-            0
-        } else {
-            count
-        };
-        crashes.insert(id.to_owned(), (count.saturating_add(1), now));
-        match count {
-            0 => Duration::ZERO,
-            n => Duration::from_secs(1 << n.min(6)),
+    fn restarts_of<T>(&self, id: &str, look: impl FnOnce(&mut Restarts) -> T) -> T {
+        let restarts = self.restarts.lock();
+        let mut restarts = restarts.unwrap_or_else(PoisonError::into_inner);
+        look(restarts.entry(id.to_owned()).or_default())
+    }
+
+    /// How a machine has ended lately does not matter any more.
+    pub(crate) fn forgive(&self, id: &str) {
+        let restarts = self.restarts.lock();
+        restarts.unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// A machine that does nothing but end is not wanted any more, until its owner starts it.
+    async fn give_up(&self, id: &str) {
+        let life = self.life(id);
+        let _life = life.lock().await;
+        let why = format!("started {RESTARTS_MAX} times in a row, and given up");
+        let changed = self.records.change_vm(id, |vm| {
+            vm.desired = Desired::Stopped;
+            if vm.phase == VmPhase::Starting {
+                vm.phase = VmPhase::Stopped;
+            }
+            vm.reason = format!("{} ({why})", vm.reason);
+        });
+        match changed.await {
+            Ok(Some(vm)) => {
+                let at = object(&vm.project, &vm.name);
+                let message = format!("{} is not started again: {}", vm.name, vm.reason);
+                self.events.emit("vm.given-up", &at, message).await;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!("that {id} is given up is not stored: {error}"),
         }
     }
 

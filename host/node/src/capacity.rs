@@ -1,10 +1,10 @@
-//! What this machine can hold, what it holds, and which processor features a guest may rely on.
+//! What this machine can hold, and what it holds.
 
 use dwcp_api::service::Answer;
 use dwcp_control::records::{Capacity, Vm, VmPhase};
 
 use crate::config::NodeConfig;
-use crate::errors::{impossible, internal};
+use crate::errors::impossible;
 
 /// Memory that is never promised to machines, bytes.
 const RESERVE_BYTES: u64 = 512 << 20;
@@ -75,43 +75,12 @@ fn memory_total() -> u64 {
         .map_or(0, |kib| kib << 10)
 }
 
-/// Names of the features that the kernel shows of this processor: what a guest that runs here may have found.
-pub(crate) fn cpu_features() -> Answer<Vec<String>> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").map_err(internal)?;
-    let mut flags: Vec<String> = text
-        .lines()
-        .find_map(|line| line.strip_prefix("flags"))
-        .and_then(|rest| rest.split_once(':'))
-        .map(|(_, flags)| flags.split_whitespace().map(str::to_owned).collect())
-        .unwrap_or_default();
-    flags.sort();
-    Ok(flags)
-}
-
-/// Features of `theirs` that `ours` lacks: a guest that found them there could break here.
-pub(crate) fn missing(theirs: &[String], ours: &[String]) -> Vec<String> {
-    theirs
-        .iter()
-        .filter(|f| !ours.contains(f))
-        .cloned()
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn lacking_features_are_named() {
-        let own = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let ours = own(&["avx", "sse2"]);
-        assert!(missing(&own(&["sse2"]), &ours).is_empty());
-        assert_eq!(missing(&own(&["avx512f", "sse2"]), &ours), ["avx512f"]);
-    }
-
-    #[test]
-    fn this_machine_has_memory_and_features() {
+    fn this_machine_has_memory() {
         assert!(memory_total() > 0);
-        assert!(cpu_features().is_ok_and(|f| !f.is_empty()));
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use dwcp_control::names::Name;
+use dwcp_control::records::CpuBaseline;
 
 /// What a node is configured with.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct NodeConfig {
     pub trusted_keys: Vec<TrustedKey>,
     /// Virtual CPUs promised per logical processor at most.
     pub vcpus_per_cpu: u32,
+    /// Beyond what no machine is told of its CPU; `host` for no limit.
+    pub cpu_baseline: CpuBaseline,
     /// Memory for machines, bytes; what the machine has less 512 MiB if absent.
     pub memory_bytes: Option<u64>,
 }

@@ -4,8 +4,8 @@ use dwcp_api::Fault;
 use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    Desired, DiskSpec, GuestSetup, Origin, Placement, RestartPolicy, Template, Vm, VmCreate,
-    VmPhase, VmSpec,
+    CpuBaseline, Desired, DiskSpec, GuestSetup, Origin, Placement, RestartPolicy, Template, Vm,
+    VmCreate, VmPhase, VmSpec,
 };
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
@@ -36,6 +36,7 @@ pub(crate) async fn create(
         origin,
     } = specification(node, project, &request, &at).await?;
     vms::check(&spec)?;
+    node.check_baseline(spec.cpu).await?;
     hardware::check_cards(networks.len())?;
     hardware::check_setup(&spec, &id, &request.name)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
@@ -175,6 +176,15 @@ async fn specification(
     if let Some(kernel) = &request.kernel {
         base.kernel.clone_from(kernel);
     }
+    if let Some(firmware) = &request.firmware {
+        if request.kernel.is_some() {
+            return Err(invalid("A machine has a kernel or a firmware, not both"));
+        }
+        base.kernel.clone_from(firmware);
+        base.initrd = None;
+        base.cmdline.clear();
+        base.firmware = true;
+    }
     if request.initrd.is_some() {
         base.initrd.clone_from(&request.initrd);
     }
@@ -183,6 +193,8 @@ async fn specification(
     }
     base.memory_bytes = request.memory_bytes.unwrap_or(base.memory_bytes);
     base.vcpus = request.vcpus.unwrap_or(base.vcpus);
+    base.cpu = request.cpu.unwrap_or(base.cpu);
+    base.hugepages |= request.hugepages;
     base.restart = request.restart.unwrap_or(base.restart);
     base.tags.extend(request.tags.clone());
     Ok(Wanted {
@@ -205,7 +217,10 @@ async fn bare(node: &Node, request: &VmCreate) -> Answer<VmSpec> {
         Some(digest) => Some(node.disk_image(digest).await?),
         None => None,
     };
-    let kernel = match (&request.kernel, &found) {
+    let kernel = match (
+        request.kernel.as_ref().or(request.firmware.as_ref()),
+        &found,
+    ) {
         (Some(kernel), _) => kernel.clone(),
         (None, Some(disk)) => disk.kernel.clone().ok_or_else(|| {
             invalid(format!(
@@ -216,7 +231,7 @@ async fn bare(node: &Node, request: &VmCreate) -> Answer<VmSpec> {
         (None, None) => return Err(missing("a kernel")),
     };
     // Found files belong together: with a kernel of one's own goes an initial RAM disk of one's own.
-    let found = found.filter(|_| request.kernel.is_none());
+    let found = found.filter(|_| request.kernel.is_none() && request.firmware.is_none());
     let memory_bytes = match (request.memory_bytes, &request.image) {
         (Some(bytes), _) => bytes,
         (None, Some(_)) => IMAGE_MEMORY_BYTES,
@@ -228,6 +243,9 @@ async fn bare(node: &Node, request: &VmCreate) -> Answer<VmSpec> {
         cmdline: found.map(|disk| disk.cmdline).unwrap_or_default(),
         memory_bytes,
         vcpus: 1,
+        cpu: CpuBaseline::Host,
+        hugepages: false,
+        firmware: false,
         disks: Vec::new(),
         networks: Vec::new(),
         setup: None,
@@ -296,10 +314,13 @@ fn from_template(
         cmdline: expanded.cmdline,
         memory_bytes: u64::from(expanded.memory_mib) << 20,
         vcpus: u8::try_from(expanded.vcpus).map_err(|_| invalid("Too many virtual CPUs"))?,
+        cpu: CpuBaseline::Host,
+        hugepages: false,
+        firmware: false,
         restart: match expanded.restart {
-            // "Always" is refused above.
             Restart::Never => RestartPolicy::Never,
-            Restart::OnFailure | Restart::Always => RestartPolicy::OnCrash,
+            Restart::OnFailure => RestartPolicy::OnCrash,
+            Restart::Always => RestartPolicy::Always,
         },
         tags: expanded.tags,
     };
@@ -314,10 +335,6 @@ fn served(template: &Template, expanded: &Expanded, region: &Name) -> Answer<()>
         (
             !wishes.groups.is_empty() || !wishes.apart_from.is_empty(),
             "groups of machines",
-        ),
-        (
-            expanded.restart == Restart::Always,
-            "a restart after a guest has powered off (`restart = \"always\"`)",
         ),
     ];
     let lacking = lacking.iter().filter(|(wanted, _)| *wanted);
@@ -400,12 +417,13 @@ mod tests {
         }
         let (_, networks) = with(|vm| vm.networks = vec!["lan".into()]).unwrap();
         assert_eq!(networks, [Name::new("lan").unwrap()]);
-        let bad: [(Change, &str); 5] = [
+        let always = with(|vm| vm.restart = Restart::Always).unwrap().0;
+        assert_eq!(always.restart, RestartPolicy::Always);
+        let bad: [(Change, &str); 4] = [
             (|vm| vm.placement.regions = vec!["right".into()], "right"),
             (|vm| vm.placement.labels = vec!["gpu=yes".into()], "labels"),
             (|vm| vm.placement.groups = vec!["web".into()], "groups"),
             (|vm| vm.placement.apart_from = vec!["web".into()], "groups"),
-            (|vm| vm.restart = Restart::Always, "always"),
         ];
         for (change, what) in bad {
             let message = with(change).unwrap_err();

@@ -189,6 +189,8 @@ fn vsock(dir: &Path) -> std::io::Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn bound(spec: &VmSpec) -> Option<&'static str> {
     if !spec.disks.is_empty() || spec.setup.is_some() {
         Some("it has disks, which do not move between hosts in this version of DWCP")
+    } else if spec.hugepages {
+        Some("its memory is of huge pages, which cannot be sent in this version of DWCP")
     } else if !spec.networks.is_empty() {
         Some(
             "it has an address of this host's own network, where it could not be reached from there",
@@ -335,13 +337,14 @@ impl Node {
     /// Everything for the process of a machine, made where it is not there yet.
     pub(crate) async fn hardware(&self, vm: &Vm) -> Answer<Hardware> {
         let mut hardware = Hardware {
-            devices: vec![
-                Device::Rng,
-                Device::Balloon,
-                Device::Console(Default::default()),
-            ],
+            devices: vec![Device::Rng],
             ..Hardware::default()
         };
+        // A guest gives up pages of 4 KiB, which are no huge pages.
+        if !vm.spec.hugepages {
+            hardware.devices.push(Device::Balloon);
+        }
+        hardware.devices.push(Device::Console(Default::default()));
         let dir = self.vm_dir(&vm.id);
         for disk in &vm.spec.disks {
             self.add_disk(&mut hardware, &dir, vm, disk).await?;

@@ -110,13 +110,9 @@ impl Incoming {
         if !(1..=dwcp_migrate::protocol::STREAMS_MAX).contains(&offer.streams) {
             return Err(crate::errors::invalid("A transfer has 1 to 64 streams"));
         }
-        let lacking = capacity::missing(&offer.cpu_features, &capacity::cpu_features()?);
-        if !lacking.is_empty() {
-            return Err(impossible(format!(
-                "The processor here lacks what the guest may have found there: {}",
-                lacking.join(", ")
-            )));
-        }
+        node.check_guest_cpu(&offer.cpu).await?;
+        // Its next boot is told the whole baseline.
+        node.check_baseline(vm.spec.cpu).await?;
         let warnings = node.policies.check_receive(&vm, peer).await?;
         let found = node.records.ownership.get(&vm.id).await.map_err(record)?;
         let held = found.as_ref().map(|found| &found.value);

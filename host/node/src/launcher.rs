@@ -10,7 +10,7 @@ use std::time::Duration;
 use dwcp_api::Fault;
 use dwcp_api::service::Answer;
 use dwcp_launch::address::Ipv4Prefix;
-use dwcp_launch::protocol::{Child, ChildId, Network, NetworkKind, NicSpec, Side};
+use dwcp_launch::protocol::{Child, ChildId, Needs, Network, NetworkKind, NicSpec, Side};
 use dwcp_launch::{Client, ClientError};
 use tokio::sync::broadcast;
 
@@ -126,7 +126,7 @@ impl Launcher {
     pub(crate) async fn spawn_vmm(
         &self,
         id: &str,
-        (memory_bytes, file_bytes): (u64, u64),
+        needs: Needs,
         config: serde_json::Value,
         descriptors: Vec<OwnedFd>,
         nics: Vec<NicSpec>,
@@ -134,7 +134,7 @@ impl Launcher {
         let id = child_id(id)?;
         self.ask(move |client| {
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-            client.spawn_vmm_with(&id, memory_bytes, file_bytes, config, &borrowed, &nics)
+            client.spawn_vmm_with(&id, needs, config, &borrowed, &nics)
         })
         .await
     }

@@ -24,6 +24,7 @@ use crate::images::Images;
 use crate::launcher::Launcher;
 use crate::peers::{self, Heard};
 use crate::policies::Policies;
+use crate::restarts::Restarts;
 use crate::state::Records;
 use crate::transfer::Transfers;
 
@@ -50,8 +51,8 @@ pub struct Node {
     pub(crate) unsettled: Mutex<HashSet<String>>,
     /// Held while a snapshot is written: the room that it takes is not free for another.
     pub(crate) snapshot_room: tokio::sync::Mutex<()>,
-    /// Crashes in a row of machines that are started again, and when the last was, ms.
-    pub(crate) crashes: Mutex<HashMap<String, (u32, u64)>>,
+    /// How machines that are started again have ended lately.
+    pub(crate) restarts: Mutex<HashMap<String, Restarts>>,
     /// Sessions that other hosts may open.
     pub(crate) sessions: Arc<tokio::sync::Semaphore>,
     /// Held while capacity is looked at and promised, so that two requests cannot be promised the same.
@@ -63,6 +64,8 @@ pub struct Node {
     pub(crate) snapshot_uses: tokio::sync::RwLock<()>,
     /// Held while addresses are chosen, until the machine that gets them is recorded.
     pub(crate) addresses: tokio::sync::Mutex<()>,
+    /// All that a guest can be told of its CPU here, once that is known.
+    pub(crate) cpu: tokio::sync::OnceCell<dwcp_snapshot::Cpu>,
     /// Serialises starts, stops and ends of one machine.
     life: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -121,12 +124,13 @@ impl Node {
             migrating: Mutex::default(),
             unsettled: Mutex::default(),
             snapshot_room: tokio::sync::Mutex::new(()),
-            crashes: Mutex::default(),
+            restarts: Mutex::default(),
             sessions: Arc::new(tokio::sync::Semaphore::new(peers::SESSIONS_MAX)),
             promise: tokio::sync::Mutex::new(()),
             image_changes: tokio::sync::Mutex::new(()),
             snapshot_uses: tokio::sync::RwLock::new(()),
             addresses: tokio::sync::Mutex::new(()),
+            cpu: tokio::sync::OnceCell::new(),
             life: Mutex::new(HashMap::new()),
         });
         // Exits are listened for before the launcher is asked who lives, so that none falls between.
@@ -310,7 +314,18 @@ impl Node {
             problem: None,
             rtt_ms: None,
             capacity: Some(self.capacity().await?),
+            cpu: None,
         })
+    }
+
+    /// The same, with its CPU, if that can be told.
+    pub(crate) async fn this_host_whole(&self) -> Answer<Host> {
+        let mut host = self.this_host().await?;
+        match self.host_cpu().await {
+            Ok(cpu) => host.cpu = Some(cpu),
+            Err(fault) => tracing::warn!("what CPU guests can have is not known: {fault}"),
+        }
+        Ok(host)
     }
 
     /// Checks a name of a machine against the store.

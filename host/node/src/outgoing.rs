@@ -25,7 +25,6 @@ use dwcp_migrate::protocol::{Bytes, Event, MoverConfig, RoundDone};
 use dwcp_wire::tls::Fingerprint;
 use futures::FutureExt;
 
-use crate::capacity::cpu_features;
 use crate::errors::{internal, record, unavailable};
 use crate::events::Running;
 use crate::node::Node;
@@ -170,7 +169,7 @@ impl Outgoing {
             epoch: held.map_or(self.vm.epoch, |held| held.epoch()),
             certificate_sha256: Fingerprint::of(&certificate).to_string(),
             streams: self.streams,
-            cpu_features: cpu_features()?,
+            cpu: self.node.told_cpu(&self.vm.id).await?,
         };
         let reply = session.ask(&Ask::Offer(Box::new(offer))).await;
         let Reply::Accepted {

@@ -363,6 +363,7 @@ pub(crate) async fn look(node: &Node, peer: &Peer) -> Host {
                 reachable: true,
                 rtt_ms: Some(heard.rtt_ms),
                 capacity: Some(heard.capacity),
+                cpu: None,
                 ..peer_host(peer)
             };
         }

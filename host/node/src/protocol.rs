@@ -3,6 +3,7 @@
 
 use dwcp_control::ownership::Outcome;
 use dwcp_control::records::{Capacity, Digest, Vm};
+use dwcp_snapshot::Cpu;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -48,8 +49,8 @@ pub(crate) struct Offer {
     pub certificate_sha256: Digest,
     /// TLS streams.
     pub streams: u8,
-    /// Features of the source's processor, as names.
-    pub cpu_features: Vec<String>,
+    /// What the guest was told of its CPU.
+    pub cpu: Cpu,
 }
 
 /// What is answered.

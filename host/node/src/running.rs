@@ -13,7 +13,7 @@ use dwcp_store::Versioned;
 use dwcp_vmm::config::DiskFormat as Layer;
 use dwcp_vmm::protocol::{DeviceStatus, Status};
 
-use crate::errors::{conflict, internal, invalid, record};
+use crate::errors::{conflict, impossible, internal, invalid, record};
 use crate::hardware::{self, own_file};
 use crate::node::Node;
 use crate::state::object;
@@ -121,6 +121,11 @@ impl Node {
     ) -> Answer<Versioned<Vm>> {
         let vm = self.find_vm(project, name).await?.value;
         let _life = self.life_soon(&vm.id).await?;
+        if vm.spec.hugepages {
+            return Err(impossible(format!(
+                "{name}'s memory is of huge pages, of which a guest gives up none"
+            )));
+        }
         let (bytes, all) = (target.target_bytes, vm.spec.memory_bytes);
         if !bytes.is_multiple_of(PAGE_BYTES) || !(MEMORY_KEPT_MIN..=all).contains(&bytes) {
             return Err(invalid(format!(

@@ -76,7 +76,7 @@ impl Service for Node {
     }
 
     async fn host_this(&self) -> Answer<Host> {
-        self.this_host().await
+        self.this_host_whole().await
     }
 
     async fn host_list(&self, request: PageRequest) -> Answer<Page<Host>> {
@@ -96,7 +96,7 @@ impl Service for Node {
     async fn host_get(&self, name: &Name) -> Answer<Versioned<Host>> {
         if *name == self.config.name {
             return Ok(Versioned {
-                value: self.this_host().await?,
+                value: self.this_host_whole().await?,
                 revision: 0,
             });
         }
@@ -222,6 +222,8 @@ impl Service for Node {
                 .change_vm(&vm.id, |vm| vm.desired = Desired::Running)
                 .await
                 .map_err(record)?;
+            // Whatever it did before: somebody wants to try anew.
+            self.forgive(&vm.id);
             Ok(vm)
         };
         let at = object(project, name);

@@ -72,6 +72,12 @@ impl Node {
                 vm.name
             )));
         }
+        if vm.spec.hugepages {
+            return Err(impossible(format!(
+                "{}'s memory is of huge pages, of which this version of DWCP takes no snapshots",
+                vm.name
+            )));
+        }
         let key = vm_id(project, &request.name);
         let found = self.records.snapshots.get(&key).await.map_err(record)?;
         match found {

@@ -239,5 +239,6 @@ pub(crate) fn peer_host(peer: &Peer) -> Host {
         problem: None,
         rtt_ms: None,
         capacity: None,
+        cpu: None,
     }
 }

@@ -12,7 +12,7 @@ use dwcp_api::Fault;
 use dwcp_api::service::Answer;
 use dwcp_control::ownership::Ownership;
 use dwcp_control::records::{Desired, Vm, VmPhase, VmSpec};
-use dwcp_launch::protocol::{ChildKind, ChildState};
+use dwcp_launch::protocol::{ChildKind, ChildState, Needs};
 use dwcp_store::{Op, Revision, Txn, TypedError};
 use dwcp_vmm::config::{Boot, VmConfig};
 use tokio::sync::broadcast;
@@ -52,6 +52,11 @@ pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
             "A command line has at most {} printable ASCII characters",
             dwcp_vmm::config::CMDLINE_BYTES_MAX
         )));
+    }
+    if spec.firmware && (spec.initrd.is_some() || !spec.cmdline.is_empty()) {
+        return Err(invalid(
+            "A firmware gets neither an initial RAM disk nor a command line: it finds on the disks what it boots",
+        ));
     }
     hardware::check(spec)?;
     let tag = |text: &str| !text.is_empty() && text.len() <= 128;
@@ -190,7 +195,7 @@ impl Node {
 
     /// Why a machine's process ended at once, in its own words, if it did. That its socket broke is known before its end
     /// is: the launcher is asked until it has seen that, or until the process has been given its time to end.
-    async fn last_words(&self, id: &str) -> Option<Fault> {
+    pub(crate) async fn last_words(&self, id: &str) -> Option<Fault> {
         let deadline = tokio::time::Instant::now() + LAST_WORDS;
         loop {
             let children = self.launcher.list().await.ok()?;
@@ -220,6 +225,7 @@ impl Node {
         let boot = Boot::Fresh {
             cmdline: vm.spec.cmdline.clone(),
             initrd: vm.spec.initrd.is_some(),
+            firmware: vm.spec.firmware,
         };
         let images = images.into_iter().map(OwnedFd::from).collect();
         self.spawn_vmm(vm, boot, images).await?;
@@ -254,6 +260,7 @@ impl Node {
             id: vm.id.clone(),
             vcpus: vm.spec.vcpus,
             memory_bytes: vm.spec.memory_bytes,
+            cpu: self.baseline(&vm.spec),
             boot,
             devices: hardware.devices,
             generation: None,
@@ -262,9 +269,14 @@ impl Node {
         let mut descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];
         descriptors.extend(images);
         descriptors.extend(hardware.descriptors);
-        let sizes = (vm.spec.memory_bytes, self.longest_file(vm));
+        let needs = Needs {
+            memory_bytes: vm.spec.memory_bytes,
+            huge_pages: vm.spec.hugepages,
+            vcpus: vm.spec.vcpus.into(),
+            file_bytes: self.longest_file(vm),
+        };
         self.launcher
-            .spawn_vmm(&vm.id, sizes, json, descriptors, hardware.nics)
+            .spawn_vmm(&vm.id, needs, json, descriptors, hardware.nics)
             .await?;
         // Before its guest runs, which may connect at once.
         self.listen_to_guest(&vm.id).await;
@@ -407,6 +419,7 @@ impl Node {
     /// Removes a machine with all that is its own. It must not run, and the caller holds its life.
     pub(crate) async fn remove(&self, vm: &Vm) -> Answer<()> {
         self.launcher.end(&vm.id).await?;
+        self.forgive(&vm.id);
         // First what takes room, then the record by which it is found: one that is cut off is done by asking again.
         match tokio::fs::remove_dir_all(self.vm_dir(&vm.id)).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -106,6 +106,7 @@ fn boot() -> Result<bool> {
     let first = Boot::Fresh {
         cmdline: arguments.cmdline.clone(),
         initrd: initrd.is_some(),
+        firmware: false,
     };
     let kernel = Some((open(&arguments.kernel)?, initrd));
     let mut vmm = start(&arguments, &guest, "boot-once", first, kernel, None)?;
@@ -179,6 +180,7 @@ fn start(
         id: id.to_owned(),
         vcpus: arguments.vcpus,
         memory_bytes: arguments.memory.bytes(),
+        cpu: Default::default(),
         boot,
         generation,
         devices: arguments.devices(),

@@ -13,7 +13,7 @@ use dwcp_channel::{Channel, ChannelError};
 use dwcp_snapshot::SnapshotDigest;
 
 use crate::devices::{ANSWER_TIMEOUT, SYNC_TIMEOUT};
-use crate::protocol::{Reply, Request, SnapshotOrder, Status, VERSIONS};
+use crate::protocol::{CpuStatus, Reply, Request, SnapshotOrder, Status, VERSIONS};
 use crate::vcpu::STAND_TIMEOUT;
 
 /// How long a reply may take: longer than the VMM itself waits for vCPUs and devices.
@@ -198,6 +198,14 @@ impl VmmClient {
     pub fn status(&mut self) -> Result<Status, ClientError> {
         match self.ask(&Request::Status, None)? {
             (Reply::Status(status), _) => Ok(status),
+            (other, _) => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    /// What the guest was told of its CPU, and what this host offers.
+    pub fn cpu(&mut self) -> Result<CpuStatus, ClientError> {
+        match self.ask(&Request::Cpu, None)? {
+            (Reply::Cpu(cpu), _) => Ok(cpu),
             (other, _) => Err(ClientError::Unexpected(other)),
         }
     }

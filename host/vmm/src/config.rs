@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 use dwcp_memory::MemorySize;
 use serde::{Deserialize, Serialize};
 
+use crate::baseline::Baseline;
 use crate::dhcp::{DhcpError, Responder};
 
 /// Most vCPUs of a VM.
@@ -43,6 +44,10 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Guest RAM in bytes: a multiple of 4096, at least [`MEMORY_BYTES_MIN`], equal to the memfd's length.
     pub memory_bytes: u64,
+    /// What the guest is told of its CPU at most, all of which the host must have. One that was told elsewhere keeps
+    /// what it was told, which must be within this.
+    #[serde(default, skip_serializing_if = "is_host")]
+    pub cpu: Baseline,
     /// Where the first instruction comes from.
     pub boot: Boot,
     /// Which life of the machine this is. Without it a fresh VM gets a random one, and one whose state is loaded keeps
@@ -261,6 +266,10 @@ pub struct DiskLimits {
     pub bytes_per_second: Option<NonZeroU64>,
 }
 
+fn is_host(cpu: &Baseline) -> bool {
+    *cpu == Baseline::Host
+}
+
 fn one() -> u16 {
     1
 }
@@ -275,6 +284,9 @@ pub enum Boot {
         cmdline: String,
         /// Whether descriptor 12 is an initrd.
         initrd: bool,
+        /// Whether the kernel is a firmware: an ELF with a PVH entry, which gets no command line at all.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        firmware: bool,
     },
     /// The state of a VM that ran elsewhere will come by `Load`; its memory fills the memfd.
     Incoming,
@@ -334,6 +346,9 @@ pub enum ConfigError {
     /// Devices in the wrong order.
     #[error("A VM's disks and its vsock come before its network cards")]
     Order,
+    /// More than a firmware takes.
+    #[error("A firmware gets neither an initrd nor a command line")]
+    Firmware,
     /// The command line is too long or not printable ASCII.
     #[error(
         "The kernel command line must be at most {CMDLINE_BYTES_MAX} printable ASCII characters"
@@ -428,6 +443,15 @@ impl VmConfig {
             && first + last + 1 < self.devices.len()
         {
             return Err(ConfigError::Order);
+        }
+        if let Boot::Fresh {
+            cmdline,
+            initrd,
+            firmware: true,
+        } = &self.boot
+            && (*initrd || !cmdline.is_empty())
+        {
+            return Err(ConfigError::Firmware);
         }
         if let Boot::Fresh { cmdline, .. } = &self.boot {
             let printable = |c: u8| (b' '..=b'~').contains(&c);

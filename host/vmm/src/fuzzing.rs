@@ -30,6 +30,7 @@ pub fn load_kernel(
         kernel,
         initrd,
         cmdline,
+        is_firmware: false,
         vcpus: 2,
         tsc_khz: 2_000_000,
     };

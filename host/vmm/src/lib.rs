@@ -9,6 +9,7 @@
 //!
 //! This crate must never know a network peer, the store, who owns the VM, or why it is paused.
 
+pub mod baseline;
 pub mod client;
 pub mod config;
 pub mod dhcp;

@@ -26,7 +26,7 @@
 //! Several connections may be open; each request is served whole before the next. A request that the phase does not
 //! allow is refused with the reason and changes nothing.
 
-use dwcp_snapshot::{Disk, SnapshotDigest};
+use dwcp_snapshot::{Cpu, Disk, SnapshotDigest};
 use serde::{Deserialize, Serialize};
 
 /// The versions this program speaks, best first.
@@ -102,6 +102,8 @@ pub enum Request {
     Fork,
     /// How the VM is.
     Status,
+    /// What the guest was told of its CPU, and what this host offers.
+    Cpu,
 }
 
 /// How to write a snapshot.
@@ -150,6 +152,8 @@ pub enum Reply {
     },
     /// How the VM is.
     Status(Status),
+    /// Its CPU.
+    Cpu(CpuStatus),
     /// It was not done, and nothing changed.
     Refused {
         /// Why, as a sentence.
@@ -207,6 +211,16 @@ pub struct Status {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// A guest's CPU, and its host's. Features have the names that manifests of snapshots have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuStatus {
+    /// What the guest was told; before that, what it could be told.
+    pub told: Cpu,
+    /// All that a guest could be told here, within the VM's baseline.
+    pub offered: Cpu,
 }
 
 /// What a device did so far, and how it is.

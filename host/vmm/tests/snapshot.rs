@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use common::{Bed, DEADLINE, Serial, has_kvm};
 use dwcp_memory::{HostMap, MemorySize, MemoryView, PageIndex, seal_template};
@@ -93,6 +94,55 @@ fn end(vmm: Spawned, client: &mut VmmClient) {
     client.console().unwrap().write_all(b"s").unwrap();
     let ended = vmm.wait(DEADLINE).unwrap();
     assert_eq!(ended.words.as_deref(), Some("guest: reset"));
+}
+
+/// The longest time between two steps of the guest around the moment after a tick, by its own time stamp counter.
+fn standstill_us(serial: &Serial, tick: u64) -> u64 {
+    serial.wait_for_tick(tick).gap_us
+}
+
+#[test]
+fn a_clock_shows_the_present_after_a_restore_and_to_each_by_itself() {
+    if !has_kvm("a_clock_shows_the_present_after_a_restore_and_to_each_by_itself") {
+        return;
+    }
+    let bed = Bed::new(64);
+    let vmm = bed.fresh(SMALL);
+    let mut client = vmm.client().unwrap();
+    client.run(1).unwrap();
+    Serial::of(&vmm).wait_for_tick(0);
+    let before = Instant::now();
+    client.pause().unwrap();
+    let paused = Instant::now();
+    let tick = Serial::of(&vmm).ticks().last().unwrap().tick;
+    let layers = [published(&bed, &mut client, "clock", None)];
+    for id in ["soon", "later"] {
+        let restored = bed.shell(id);
+        let mut client = restored.client().unwrap();
+        client.restore(&files(&layers)).unwrap();
+        // Not for anything to happen: so much is to be seen in the guest.
+        std::thread::sleep(Duration::from_millis(300));
+        let least = paused.elapsed();
+        client.run(2).unwrap();
+        let serial = Serial::of(&restored);
+        let seen = Duration::from_micros(standstill_us(&serial, tick));
+        let most = before.elapsed();
+        assert!(
+            (least..most).contains(&seen),
+            "{id}: {seen:?} is not from {least:?} to {most:?}"
+        );
+        end(restored, &mut client);
+    }
+    // The original stood still for as long, and its clock went on as well.
+    let least = paused.elapsed();
+    client.resume(1).unwrap();
+    let seen = Duration::from_micros(standstill_us(&Serial::of(&vmm), tick));
+    let most = before.elapsed();
+    assert!(
+        (least..most).contains(&seen),
+        "{seen:?} is not from {least:?} to {most:?}"
+    );
+    end(vmm, &mut client);
 }
 
 #[test]

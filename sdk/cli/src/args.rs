@@ -1,6 +1,8 @@
 //! The command line, as clap reads it. Each group of commands describes itself beside what it does.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use dwcp_sdk::types::{CpuBaseline, RestartPolicy};
 
 use crate::commands::{
     audit::AuditCommand, completion::CompletionArgs, decision::DecisionCommand,
@@ -125,6 +127,28 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} should be written KEY=VALUE")),
     }
+}
+
+/// Reads the name of a CPU baseline.
+pub fn baseline() -> impl TypedValueParser<Value = CpuBaseline> {
+    let names = CpuBaseline::ALL.map(CpuBaseline::as_str);
+    PossibleValuesParser::new(names).map(|name| {
+        let named = |baseline: &CpuBaseline| baseline.as_str() == name;
+        CpuBaseline::ALL.into_iter().find(named).unwrap_or_default()
+    })
+}
+
+/// Reads the name of a restart policy.
+pub fn restart_policy() -> impl TypedValueParser<Value = RestartPolicy> {
+    let all = [
+        RestartPolicy::Never,
+        RestartPolicy::OnCrash,
+        RestartPolicy::Always,
+    ];
+    PossibleValuesParser::new(all.map(RestartPolicy::as_str)).map(move |name| {
+        let named = |policy: &RestartPolicy| policy.as_str() == name;
+        all.into_iter().find(named).unwrap_or_default()
+    })
 }
 
 /// Reads a SHA-256: 64 hexadecimal digits, `sha256:` before them and colons between them allowed.

@@ -32,6 +32,7 @@ async fn what_people_see_is_the_golden_file() {
     let lines = [
         "host list".to_owned(),
         "host show".into(),
+        "host cpu".into(),
         format!("host add right --address 192.0.2.2:4600 --fingerprint sha256:{fingerprint}"),
         format!("host add right --address 192.0.2.2:4600 --fingerprint {fingerprint}"),
         format!("host add far --address 192.0.2.99:4600 --fingerprint {fingerprint}"),
@@ -65,7 +66,7 @@ async fn what_people_see_is_the_golden_file() {
         "policy unbind tags --from vm.create".into(),
         format!("image add {} --label test-kernel", kernel.display()),
         "image list".into(),
-        format!("vm create own --kernel {} --memory 1GiB --vcpus 2 --cmdline console=ttyS0 --no-start", kernel.display()),
+        format!("vm create own --kernel {} --memory 1GiB --vcpus 2 --cpu x86-64-v2 --cmdline console=ttyS0 --no-start", kernel.display()),
         "vm list".into(),
         "vm show own".into(),
         "vm why web".into(),

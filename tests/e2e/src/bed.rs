@@ -19,6 +19,8 @@ pub struct BedOptions {
     pub link: Settings,
     /// Sockets at which the daemons announce steps: left, right.
     pub steps: [Option<PathBuf>; 2],
+    /// What stands beside the usual in the daemons' configurations: left, right.
+    pub config: [String; 2],
 }
 
 impl BedOptions {
@@ -33,6 +35,7 @@ impl BedOptions {
         Self {
             link,
             steps: [None, None],
+            config: Default::default(),
         }
     }
 }
@@ -129,6 +132,7 @@ impl Bed {
                 peer: format!("10.77.0.{}:4600", side + 1),
                 uid_base: 1_879_048_192 + u32::from(side) * 256,
                 steps: options.steps[usize::from(side)].clone(),
+                config: options.config[usize::from(side)].clone(),
             };
             TestHost::start(programs, namespace, dir.join(name), options)
         };

@@ -32,6 +32,8 @@ pub struct HostOptions {
     pub uid_base: u32,
     /// The socket at which its daemon announces steps, if a test wants to hear them.
     pub steps: Option<PathBuf>,
+    /// What stands beside the usual in its daemon's configuration.
+    pub config: String,
 }
 
 /// A program of a host, which ends with its holder: also where a start is given up half-way.
@@ -226,8 +228,11 @@ layout = "{marketplace}"
 [[plugins.trusted_keys]]
 name = "build"
 file = "{key}"
+
+{more}
 "#,
         name = options.name,
+        more = options.config,
         state = dir.join("state").display(),
         api = options.api,
         peer = options.peer,

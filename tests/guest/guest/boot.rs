@@ -83,7 +83,17 @@ isr0:
 .set vector, vector + 1
 .endr
 isr_common:
-    cmp $0x656c6774, %eax           # an invalid instruction with this in eax opens or closes ring 3 to interrupts;
+    cmp $0x64697063, %eax           # an invalid instruction with this in eax asks ring 0 for CPUID: where ring 3 runs
+    jne 2f                          # natively, it would see the bare CPU. Leaf in edi, subleaf in esi
+    cmpb $6, (%rsp)
+    jne 2f
+    add $8, %rsp
+    addq $2, (%rsp)
+    mov %edi, %eax
+    mov %esi, %ecx
+    cpuid
+    iretq
+2:  cmp $0x656c6774, %eax           # an invalid instruction with this in eax opens or closes ring 3 to interrupts;
     jne 1f                          # a software interrupt would do as well, but does not exist everywhere
     cmpb $6, (%rsp)
     jne 1f
@@ -214,6 +224,27 @@ pub fn toggle_interrupts() {
     // SAFETY: the handler changes one flag of ours and goes on behind the instruction; handlers of interrupts leave
     // everything as they found it.
     unsafe { core::arch::asm!("ud2", in("eax") 0x656c_6774) }
+}
+
+/// What the guest was told of its CPU: eax, ebx, ecx, edx of a leaf.
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let (eax, ebx, ecx, edx): (u32, u64, u32, u32);
+    // SAFETY: the handler executes CPUID and goes on behind the instruction; rbx is put back, which the compiler keeps
+    // for itself.
+    unsafe {
+        core::arch::asm!(
+            "mov {ebx}, rbx",
+            "ud2",
+            "xchg {ebx}, rbx",
+            ebx = out(reg) ebx,
+            inout("eax") 0x6469_7063 => eax,
+            out("ecx") ecx,
+            out("edx") edx,
+            in("edi") leaf,
+            in("esi") subleaf,
+        );
+    }
+    [eax, ebx as u32, ecx, edx]
 }
 
 /// Makes the CPU shut down: an exception when no table is left to handle it.

@@ -5,6 +5,9 @@ use crate::attacks::Assault;
 /// Assaults that a command line can ask for.
 const ASSAULTS_MAX: usize = 8;
 
+/// Leaves that a command line can ask for.
+const LEAVES_MAX: usize = 8;
+
 /// An IPv4 address; all zeros is none.
 pub type Address = [u8; 4];
 
@@ -14,6 +17,8 @@ const ECHO_PORT: u16 = 7;
 /// The orders with their defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Orders {
+    /// `cpuid=`: leaves and subleaves to tell of.
+    pub leaves: [Option<(u32, u32)>; LEAVES_MAX],
     /// `virtio=msix`: find out whether devices interrupt.
     pub msix: bool,
     /// `virtio=hostile:…`: misbehave towards devices.
@@ -89,6 +94,7 @@ impl Orders {
     /// Nothing to do.
     pub fn new() -> Self {
         Self {
+            leaves: [None; LEAVES_MAX],
             msix: false,
             assaults: [None; ASSAULTS_MAX],
             rng_bytes: 0,
@@ -125,6 +131,7 @@ impl Orders {
     /// Takes a word of the command line; ignores what it does not know.
     pub fn take(&mut self, key: &[u8], value: &[u8]) {
         match key {
+            b"cpuid" => self.take_leaf(value),
             b"virtio" => self.take_virtio(value),
             b"rng" => set(&mut self.rng_bytes, value),
             b"disk" => self.take_disk(value),
@@ -152,6 +159,15 @@ impl Orders {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn take_leaf(&mut self, value: &[u8]) {
+        let (leaf, subleaf) = split(value);
+        let subleaf = subleaf.map_or(Some(0), hexadecimal);
+        let free = self.leaves.iter_mut().find(|place| place.is_none());
+        if let Some(place) = free {
+            *place = hexadecimal(leaf).zip(subleaf);
         }
     }
 
@@ -267,6 +283,12 @@ fn address(value: &[u8]) -> Option<Address> {
         *byte = u8::try_from(number(parts.next()?)?).ok()?;
     }
     parts.next().is_none().then_some(address)
+}
+
+/// A hexadecimal number without a prefix.
+fn hexadecimal(value: &[u8]) -> Option<u32> {
+    let text = core::str::from_utf8(value).ok()?;
+    u32::from_str_radix(text, 16).ok()
 }
 
 /// A decimal number.

@@ -4,6 +4,7 @@ use core::fmt::Write;
 use core::ops::Range;
 
 use crate::balloon::Balloon;
+use crate::boot;
 use crate::clock::Clock;
 use crate::disk::{self, Disk, Repeat};
 use crate::kind::Kind;
@@ -79,6 +80,13 @@ impl Services {
 pub unsafe fn carry_out(params: &Params, clock: Clock, spare: Range<u64>) -> Services {
     let mut services = Services::none();
     let orders = &params.orders;
+    for (leaf, subleaf) in orders.leaves.iter().flatten() {
+        let [eax, ebx, ecx, edx] = boot::cpuid(*leaf, *subleaf);
+        let _ = writeln!(
+            Serial,
+            "guest: cpuid {leaf:x}:{subleaf:x}: eax {eax:#x} ebx {ebx:#x} ecx {ecx:#x} edx {edx:#x}"
+        );
+    }
     if orders.wants_devices() {
         services.is_any = true;
         let mut platform = Platform {

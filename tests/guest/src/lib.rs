@@ -12,6 +12,8 @@
 //! (`reference`; or `zero`, `random`, `text`), `verify` 0, 1 or 2 (1; 2 also checks that untouched pages are zero, which
 //! allocates them), `tsc_khz`; `exit=reset` as the first word resets at the first instruction.
 //!
+//! `cpuid=LEAF[:SUBLEAF]` (hexadecimal, up to 8 times) tells what the guest was told of its CPU ([`said::Cpuid`]).
+//!
 //! Devices (virtio over PCI; what is said of them is in [`said`]). Each word is off unless given; words with the same
 //! key add up. What is done once is done in the order given here, before the work goes on:
 //! - `virtio=msix`: whether disk, entropy and network devices interrupt;

@@ -3,6 +3,7 @@
 //!
 //! A line of another kind, or without all of its fields, is `None`, never half a record.
 
+mod cpuid;
 mod disk;
 mod memory;
 mod net;
@@ -11,6 +12,7 @@ mod vsock;
 
 use std::net::Ipv4Addr;
 
+pub use cpuid::Cpuid;
 pub use disk::{DiskFound, DiskLoop, DiskRead, DiskResized, DiskStep};
 pub use memory::{BalloonFollow, BalloonFound, BalloonReported};
 pub use net::{NetEcho, NetFound, NetLease, NetLoop, NetSend};

@@ -81,6 +81,9 @@ fn orders_add_up() {
     let vsock = orders("vsock=connect:1234:1000000 vsock=listen:5");
     assert_eq!(vsock.vsock_connect, Some((1234, 1_000_000)));
     assert_eq!(vsock.vsock_listen, Some(5));
+    let leaves = orders("cpuid=1 cpuid=80000001 cpuid=d:1").leaves;
+    let leaves: Vec<_> = leaves.into_iter().flatten().collect();
+    assert_eq!(leaves, [(1, 0), (0x8000_0001, 0), (0xd, 1)]);
     let balloon = orders("balloon=follow balloon=report");
     assert!(balloon.balloon_follow && balloon.balloon_report);
 }
@@ -93,6 +96,7 @@ fn nonsense_is_not_taken() {
         "vsock=connect:5 vsock=connect::9 vsock=listen vsock=listen:4294967296",
         "virtio=hostile virtio=hostile:sing virtio=hostile:loop:toaster virtio=hostile:loop:disk:0:0",
         "balloon=burst then=what",
+        "cpuid=x cpuid=1: cpuid=123456789",
     ] {
         assert_eq!(orders(line), Orders::new(), "{line}");
     }

@@ -4,14 +4,14 @@
 use std::net::Ipv4Addr;
 
 use dwcp_guest::said::{
-    BalloonFollow, BalloonFound, BalloonReported, Bench, DiskFound, DiskLoop, DiskRead,
+    BalloonFollow, BalloonFound, BalloonReported, Bench, Cpuid, DiskFound, DiskLoop, DiskRead,
     DiskResized, DiskStep, Hostile, Msix, NetEcho, NetFound, NetLease, NetLoop, NetSend, RngRead,
     VsockConnect, VsockFound, VsockReset, VsockServed,
 };
 use proptest::prelude::*;
 
 /// One line of each kind, in the order of [`readers`].
-const LINES: [&str; 21] = [
+const LINES: [&str; 22] = [
     "guest: rng 0: bytes 64 varied 1",
     "guest: disk 1: sectors 131072 features 0x120006644 queues 2 read_only 1 id \"a-b\"\r\n",
     "guest: disk 0: beyond ioerr",
@@ -33,10 +33,11 @@ const LINES: [&str; 21] = [
     "guest: vsock 0: connect port 5 sent 10 echoed 9 bad 1 excess 0 sum 0x1 outcome ended",
     "guest: vsock 0: served peer_port 7 echoed 10 excess 0 sum 0x2 connections 1 end done",
     "guest: vsock 0: reset cid 4",
+    "guest: cpuid 80000001:0: eax 0x1 ebx 0x2 ecx 0x400393 edx 0x23d3fbff",
 ];
 
 /// Which readers take a line.
-fn readers(line: &str) -> [bool; 21] {
+fn readers(line: &str) -> [bool; 22] {
     [
         RngRead::parse(line).is_some(),
         DiskFound::parse(line).is_some(),
@@ -59,6 +60,7 @@ fn readers(line: &str) -> [bool; 21] {
         VsockConnect::parse(line).is_some(),
         VsockServed::parse(line).is_some(),
         VsockReset::parse(line).is_some(),
+        Cpuid::parse(line).is_some(),
     ]
 }
 

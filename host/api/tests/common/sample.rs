@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use dwcp_control::Name;
 use dwcp_control::records::{
-    Capacity, Desired, DeviceStats, Host, MarketplaceItem, MigrateRequest, Migration,
-    MigrationPhase, Operation, OperationState, Placement, Progress, RestartPolicy, Round, Side,
-    Snapshot, VcpuStats, Vm, VmCreate, VmPhase, VmSpec, VmStats,
+    Capacity, CpuBaseline, Desired, DeviceStats, Host, HostCpu, MarketplaceItem, MigrateRequest,
+    Migration, MigrationPhase, OfferedBaseline, Operation, OperationState, Placement, Progress,
+    RestartPolicy, Round, Side, Snapshot, VcpuStats, Vm, VmCreate, VmPhase, VmSpec, VmStats,
 };
 use sha2::{Digest, Sha256};
 
@@ -39,6 +39,24 @@ pub(super) fn this_host() -> Host {
             memory_used_bytes: 1 << 30,
             vms: 1,
         }),
+        cpu: Some(HostCpu {
+            vendor: "AuthenticAMD".into(),
+            limit: CpuBaseline::Host,
+            baselines: vec![
+                offered(CpuBaseline::Host, &["sse2", "ssse3"], &[]),
+                offered(CpuBaseline::V2, &["sse2", "sse4_2", "ssse3"], &["sse4_2"]),
+                offered(CpuBaseline::V1, &["sse2"], &[]),
+            ],
+        }),
+    }
+}
+
+fn offered(name: CpuBaseline, features: &[&str], lacking: &[&str]) -> OfferedBaseline {
+    let all = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    OfferedBaseline {
+        name,
+        features: all(features),
+        lacking: all(lacking),
     }
 }
 
@@ -127,6 +145,9 @@ pub(super) fn vm(project: &Name, request: &VmCreate, decision: &str) -> Vm {
             disks: request.disks.clone(),
             networks: Vec::new(),
             setup: request.setup.clone(),
+            cpu: request.cpu.unwrap_or_default(),
+            hugepages: request.hugepages,
+            firmware: request.firmware.is_some(),
             restart: request.restart.unwrap_or(RestartPolicy::Never),
             tags: request.tags.clone(),
         },

@@ -70,6 +70,7 @@ impl Service for Fake {
             problem: (!answers).then(|| "no answer within 2 s".into()),
             rtt_ms: answers.then_some(100.25),
             capacity: None,
+            cpu: None,
         };
         let added = self.state().versioned(added);
         self.state().hosts.insert(key.clone(), added.clone());

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::net::{Ipv4Addr, UdpSocket};
 
 use dwcp_launch::address::Ipv4Prefix;
-use dwcp_launch::protocol::{Network, NetworkKind, NicSpec};
+use dwcp_launch::protocol::{Needs, Network, NetworkKind, NicSpec};
 use serde_json::json;
 
 use super::frames::{self, Arp, End, Mac};
@@ -161,7 +161,13 @@ pub fn spawn(launcher: &Launcher, name: &str, nics: &[NicSpec]) -> StandIn {
     let config = json!({"taps": nics.len()});
     StandIn::start(|ours| {
         let mut client = launcher.client();
-        client.spawn_vmm_with(&id(name), MEMORY_BYTES, 0, config, &[ours], nics)
+        client.spawn_vmm_with(
+            &id(name),
+            Needs::memory(MEMORY_BYTES),
+            config,
+            &[ours],
+            nics,
+        )
     })
     .unwrap()
 }

@@ -16,7 +16,7 @@ use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use dwcp_launch::protocol::{ChildId, ChildState, Side};
+use dwcp_launch::protocol::{ChildId, ChildState, Needs, Side};
 use dwcp_launch::{Client, ClientError};
 use serde_json::{Value, json};
 
@@ -187,9 +187,13 @@ impl Launcher {
     }
 
     pub fn vmm(&self, name: &str) -> StandIn {
+        let needs = Needs {
+            vcpus: 2,
+            ..Needs::memory(MEMORY_BYTES)
+        };
         StandIn::start(|ours| {
             self.client()
-                .spawn_vmm(&id(name), MEMORY_BYTES, json!({"name": name}), &[ours])
+                .spawn_vmm_with(&id(name), needs, json!({"name": name}), &[ours], &[])
         })
         .unwrap()
     }

@@ -48,6 +48,8 @@ pub struct Fresh<'a> {
     pub initrd: Option<File>,
     /// Kernel command line, checked printable ASCII.
     pub cmdline: &'a str,
+    /// Whether the kernel is a firmware, which gets no command line, not even what we would add.
+    pub is_firmware: bool,
     /// How many vCPUs the tables shall tell of.
     pub vcpus: u8,
     /// Speed of the time stamp counter, 0 if unknown.
@@ -60,6 +62,9 @@ pub enum BootError {
     /// The image is of no kind that is known.
     #[error("The kernel is neither a bzImage nor an x86-64 ELF image")]
     Unknown,
+    /// What was to be a firmware is a kernel, which could boot nothing.
+    #[error("The firmware has no PVH entry: it must be an ELF image with one")]
+    NoFirmware,
     /// The image contradicts itself.
     #[error("The kernel image is damaged: {0}")]
     Damaged(&'static str),
@@ -91,6 +96,8 @@ pub fn load(fresh: Fresh<'_>, memory: &GuestMemory) -> Result<Entry, BootError> 
     let map = map::memory_map(memory.layout());
     let rsdp = acpi::write_tables(memory, fresh.vcpus)?;
     let cmdline = match image {
+        Image::Linux { .. } if fresh.is_firmware => return Err(BootError::NoFirmware),
+        _ if fresh.is_firmware => String::new(),
         // A guest without an operating system may have no other way to learn it.
         Image::Pvh { .. } if fresh.tsc_khz != 0 => {
             format!("{} tsc_khz={}", fresh.cmdline, fresh.tsc_khz)

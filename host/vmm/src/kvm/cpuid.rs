@@ -1,7 +1,13 @@
 //! What the guest is told about its CPU: the host's features, less what cannot be saved or is not true for a guest.
 //!
 //! Nested virtualisation and the performance counters are hidden, because their state does not travel. The topology is
-//! one socket with as many cores as there are vCPUs.
+//! one socket with as many cores as there are vCPUs. A [`Baseline`] takes away all that it does not have.
+//!
+//! What a CPUID bit hides is not all switched off: an instruction that needs no permission (AES, say) works for who tries
+//! it without asking. Registers and extended state that belong to a hidden feature are out of reach, for KVM goes by
+//! what the guest was told.
+
+mod mask;
 
 use std::collections::BTreeSet;
 
@@ -9,6 +15,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::{KvmError, feature_names};
+use crate::baseline::Baseline;
 
 /// Leaf 7, edx.
 const ARCH_CAPABILITIES: u32 = 1 << 29;
@@ -21,10 +28,16 @@ pub struct CpuFeatures {
     entries: Vec<kvm_cpuid_entry2>,
 }
 
-/// A saved guest was told of features that are missing here.
+/// What a guest is to be told of is missing here.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("The guest uses CPU features that this host lacks: {}", .0.join(", "))]
-pub struct TooFewFeatures(Vec<String>);
+pub enum TooFewFeatures {
+    /// It was told before.
+    #[error("The guest uses CPU features that this host lacks: {}", .0.join(", "))]
+    Guest(Vec<String>),
+    /// Its baseline has it.
+    #[error("This host's KVM lacks CPU features of {}: {}", .0.name(), .1.join(", "))]
+    Baseline(Baseline, Vec<String>),
+}
 
 impl CpuFeatures {
     /// Asks KVM.
@@ -50,6 +63,20 @@ impl CpuFeatures {
             }
         }
         Ok(Self { entries })
+    }
+
+    /// Takes away everything beyond a baseline, which the host must have all of.
+    pub fn limit(&mut self, baseline: Baseline) -> Result<(), TooFewFeatures> {
+        if baseline == Baseline::Host {
+            return Ok(());
+        }
+        let here = needed(&self.entries).1;
+        let missing: Vec<_> = baseline.features().difference(&here).cloned().collect();
+        if !missing.is_empty() {
+            return Err(TooFewFeatures::Baseline(baseline, missing));
+        }
+        mask::apply(baseline, &mut self.entries);
+        Ok(())
     }
 
     /// Takes away the register of hardware bugs, where KVM offers it but lets nobody set it.
@@ -107,9 +134,20 @@ impl CpuFeatures {
         entries
     }
 
-    /// The CPU's vendor, and the names of all features that a guest may have been told of.
+    /// The CPU's vendor, and the names of its features.
+    pub fn described(&self) -> (String, BTreeSet<String>) {
+        needed(&self.entries)
+    }
+
+    /// The CPU's vendor, and the names of all features that a guest may have been told of, by whatever version of this
+    /// program.
     pub fn offered(&self) -> (String, BTreeSet<String>) {
-        let (vendor, mut names) = needed(&self.entries);
+        let (vendor, places) = feature_names::describe(&self.entries, feature_bits);
+        let mut names = BTreeSet::new();
+        for (leaf, subleaf, register, bit) in places {
+            names.insert(feature_names::name(leaf, subleaf, register, bit));
+            names.insert(feature_names::place(leaf, subleaf, register, bit));
+        }
         // That there are several processors is our doing; older snapshots name it.
         let several = SEVERAL_PROCESSORS.trailing_zeros();
         names.insert(feature_names::name(1, 0, 3, several));
@@ -123,14 +161,16 @@ impl CpuFeatures {
         if missing.is_empty() {
             Ok(())
         } else {
-            Err(TooFewFeatures(missing))
+            Err(TooFewFeatures::Guest(missing))
         }
     }
 }
 
 /// The vendor of the CPU that a guest was told of, and the names of the features that it needs wherever it goes.
 pub fn needed(told: &[kvm_cpuid_entry2]) -> (String, BTreeSet<String>) {
-    feature_names::describe(told, feature_bits)
+    let (vendor, places) = feature_names::describe(told, feature_bits);
+    let name = |(leaf, subleaf, register, bit)| feature_names::name(leaf, subleaf, register, bit);
+    (vendor, places.into_iter().map(name).collect())
 }
 
 /// Which bits of eax, ebx, ecx and edx are features that a guest may use and a host must have.
@@ -138,9 +178,14 @@ fn feature_bits(leaf: u32, subleaf: u32) -> [u32; 4] {
     match (leaf, subleaf) {
         (1, 0) => [0, 0, !0, !SEVERAL_PROCESSORS],
         (7, 0) => [0, !0, !0, !0],
-        (7, 1) => [!0, 0, 0, 0],
+        (7, 1) => [!0; 4],
+        (7, 2) => [0, 0, 0, !0],
         (0xd, 0) => [!0, 0, 0, !0],
+        (0xd, 1) => [!0, 0, 0, 0],
+        (0x4000_0001, 0) => [!0, 0, 0, 0],
         (0x8000_0001, 0) => [0, 0, !0, !0],
+        (0x8000_0007, 0) => [0, 0, 0, !0],
+        (0x8000_0008, 0) => [0, !0, 0, 0],
         _ => [0; 4],
     }
 }
@@ -182,7 +227,7 @@ mod tests {
         let rich = features(&[(7, 0, [0, 0b1001, 0, 0])]);
         assert_eq!(rich.cover(&poor.entries), Ok(()));
         let refused = poor.cover(&rich.entries);
-        assert_eq!(refused, Err(TooFewFeatures(vec!["bmi1".to_owned()])));
+        assert_eq!(refused, Err(TooFewFeatures::Guest(vec!["bmi1".to_owned()])));
     }
 
     #[test]
@@ -196,6 +241,14 @@ mod tests {
         assert_eq!(host.cover(&told), Ok(()));
         let several = "cpuid-1.0-edx-28";
         assert!(host.offered().1.contains(several));
+    }
+
+    #[test]
+    fn what_got_a_name_later_is_still_known_by_its_place() {
+        let host = features(&[(0x8000_0001, 0, [0, 0, 1, 0])]);
+        let offered = host.offered().1;
+        assert!(offered.contains("lahf_lm") && offered.contains("cpuid-80000001.0-ecx-0"));
+        assert_eq!(Vec::from_iter(host.described().1), ["lahf_lm"]);
     }
 
     #[test]

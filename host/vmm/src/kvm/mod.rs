@@ -9,6 +9,7 @@ mod vcpu_state;
 mod vm;
 
 pub use cpuid::{CpuFeatures, TooFewFeatures, needed};
+pub use feature_names::name as feature_name;
 pub use vcpu_state::VcpuState;
 pub use vm::{MachineState, Message, PINS, Vm};
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{CpuFeatures, KvmError, msrs};
+use crate::baseline::Baseline;
 
 /// Pins of the I/O APIC, whose interrupts KVM leaves to us.
 pub const PINS: usize = 24;
@@ -105,7 +106,7 @@ impl Vm {
         &self.memory
     }
 
-    /// What the host's CPU offers to guests.
+    /// What guests can be told of their CPU here.
     pub fn features(&self) -> &CpuFeatures {
         &self.features
     }
@@ -115,8 +116,9 @@ impl Vm {
         &self.registers
     }
 
-    /// Hides the register of hardware bugs from vCPUs if KVM offers it but lets nobody set it. `vcpu` is any one.
-    pub fn probe(&mut self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+    /// Settles what guests are told of their CPU: without the register of hardware bugs if KVM offers it but lets nobody
+    /// set it, and nothing beyond `baseline`. `vcpu` is any one.
+    pub fn settle_features(&mut self, vcpu: &VcpuFd, baseline: Baseline) -> Result<(), KvmError> {
         if self.features.offers_arch_capabilities() {
             let offered = msrs::read(vcpu, &[msrs::ARCH_CAPABILITIES])?;
             let value = offered.first().map_or(0, |msr| msr.data);
@@ -124,7 +126,7 @@ impl Vm {
                 self.features.hide_arch_capabilities();
             }
         }
-        Ok(())
+        Ok(self.features.limit(baseline)?)
     }
 
     /// Whether a guest's time stamp counter can run at another speed than the host's.

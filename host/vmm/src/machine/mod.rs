@@ -7,6 +7,7 @@ mod filling;
 mod snapshot;
 mod transfer;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_jail::LastWords;
 use dwcp_memory::{DirtyBitmap, GuestMemory, open_page_map};
+use dwcp_snapshot::Cpu;
 
 use crate::boot::{self, BootError, Entry, Fresh};
 use crate::config::{Boot, Generation, VmConfig};
@@ -23,7 +25,7 @@ use crate::devices::{
     Order, PciBus, SYNC_TIMEOUT, Terminal, window_of,
 };
 use crate::end::{EndNotice, GuestEnd};
-use crate::kvm::{KvmError, Vm};
+use crate::kvm::{KvmError, Vm, needed};
 use crate::protocol::{Phase, Status};
 use crate::state::StateError;
 use crate::vcpu::{self, Shared, Vcpu, VcpuError};
@@ -46,6 +48,8 @@ pub struct Machine {
     phase: Phase,
     epoch: u64,
     tsc_khz: u32,
+    /// The CPU that the guest was told of, once it was.
+    told: Option<Cpu>,
     changes: Changes,
     /// What was laid over a shell's memory.
     origin: Option<Origin>,
@@ -213,7 +217,7 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()?;
         let mut tsc_khz = 0;
         if let Some(first) = fds.first() {
-            vm.probe(first)?;
+            vm.settle_features(first, config.cpu)?;
             tsc_khz = first.get_tsc_khz().unwrap_or(0);
         }
         let vm = Arc::new(vm);
@@ -252,6 +256,7 @@ impl Machine {
             phase: Phase::Idle,
             epoch: 0,
             tsc_khz,
+            told: None,
             changes: Changes::new(bitmap, kept),
             origin: None,
             filling,
@@ -260,13 +265,17 @@ impl Machine {
 
     /// Puts a kernel in place and readies the vCPUs to start it.
     pub fn load_kernel(&mut self, kernel: File, initrd: Option<File>) -> Result<(), BuildError> {
-        let Boot::Fresh { cmdline, .. } = &self.config.boot else {
+        let Boot::Fresh {
+            cmdline, firmware, ..
+        } = &self.config.boot
+        else {
             return Ok(());
         };
         let fresh = Fresh {
             kernel,
             initrd,
             cmdline,
+            is_firmware: *firmware,
             vcpus: self.config.vcpus,
             tsc_khz: self.tsc_khz,
         };
@@ -280,6 +289,7 @@ impl Machine {
         let mut entry = Some(entry);
         for (index, vcpu) in (0..).zip(&self.vcpus) {
             let cpuid = self.vm.features().for_vcpu(index, self.config.vcpus);
+            self.told = Some(cpu(needed(&cpuid)));
             vcpu.prepare(cpuid, entry.take())?;
         }
         vcpu::finish_all(&self.vcpus)?;
@@ -336,6 +346,15 @@ impl Machine {
             Ok(hosts) if memory.is_private() => hosts.hosts(),
             _ => Vec::new(),
         }
+    }
+
+    /// What the guest was told of its CPU (before that, what it could be told), and all that a guest could be told here.
+    pub fn cpu(&self) -> (Cpu, Cpu) {
+        let offered = cpu(self.vm.features().described());
+        (
+            self.told.clone().unwrap_or_else(|| offered.clone()),
+            offered,
+        )
     }
 
     /// Lets the vCPUs run for the first time.
@@ -493,6 +512,10 @@ impl Machine {
             action,
         }
     }
+}
+
+fn cpu((vendor, features): (String, BTreeSet<String>)) -> Cpu {
+    Cpu { vendor, features }
 }
 
 /// The number of a life that was never lived.

@@ -17,10 +17,8 @@ use dwcp_snapshot::{
 use super::filling::{Filling, FillingError};
 use super::{Boot, Machine, Phase, RequestError};
 use crate::config::{Generation, VCPUS_MAX};
-use crate::kvm::needed;
 use crate::protocol::SnapshotOrder;
 use crate::state::{FORMAT, StateError};
-use crate::vcpu::Vcpu;
 
 const CHUNK_MIB: u64 = (CHUNK_BYTES >> 20) as u64;
 
@@ -42,9 +40,6 @@ impl Machine {
     ) -> Result<SnapshotDigest, RequestError> {
         self.refuse_while_filled()?;
         let state = self.save()?;
-        // All were told the same features.
-        let first = self.vcpus.first().map(Vcpu::save).transpose()?;
-        let (vendor, features) = needed(first.as_ref().map_or(&[], |vcpu| vcpu.cpuid()));
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let manifest = Manifest {
             vm: self.config.id.clone(),
@@ -53,7 +48,7 @@ impl Machine {
             taken_at_ms: now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
             vcpus: self.config.vcpus.into(),
             memory_bytes: self.config.memory_bytes,
-            cpu: Cpu { vendor, features },
+            cpu: self.cpu().0,
             disks: order.disks,
             base: order.base,
         };

@@ -9,7 +9,7 @@ use crate::config::Generation;
 use crate::devices::{
     ANSWER_TIMEOUT, DeviceError, FunctionState, IoApicState, PowerState, SerialRegisters,
 };
-use crate::kvm::{MachineState, VcpuState};
+use crate::kvm::{MachineState, VcpuState, needed};
 use crate::state::{StateReader, StateWriter};
 use crate::vcpu;
 
@@ -95,6 +95,9 @@ impl Machine {
             .collect::<Result<Vec<FunctionState>, _>>()?;
         state.finish()?;
 
+        // All were told the same features.
+        let first = vcpus.first().map_or(&[][..], |vcpu| vcpu.cpuid());
+        let told = super::cpu(needed(first));
         let passed_ns = self.vm.load(&kvm)?;
         // All threads work at the same time: each is told first, then waited for.
         for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
@@ -117,6 +120,7 @@ impl Machine {
         }
         // After vCPUs and lines: it may interrupt.
         self.devices.generation.load(generation, wanted)?;
+        self.told = Some(told);
         self.phase = Phase::Loaded;
         Ok(())
     }

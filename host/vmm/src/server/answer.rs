@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::{Next, Server};
 use crate::end::GuestEnd;
 use crate::machine::{RequestError, fork_parts};
-use crate::protocol::{Reply, Request, VERSIONS};
+use crate::protocol::{CpuStatus, Reply, Request, VERSIONS};
 use crate::state::{STATE_BYTES_MAX, StateError};
 
 type Answer = (Reply, Option<OwnedFd>);
@@ -98,6 +98,10 @@ impl Server {
                 machine.fork(memory, &state).and(done)
             }
             Request::Status => Ok((Reply::Status(machine.status()), None)),
+            Request::Cpu => {
+                let (told, offered) = machine.cpu();
+                Ok((Reply::Cpu(CpuStatus { told, offered }), None))
+            }
         }
     }
 }

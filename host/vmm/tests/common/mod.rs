@@ -72,6 +72,7 @@ impl Bed {
             id: id.to_owned(),
             vcpus: self.vcpus,
             memory_bytes: self.guest.size.bytes(),
+            cpu: Default::default(),
             boot,
             generation: self.generation,
             devices: self.devices.clone(),
@@ -109,6 +110,7 @@ impl Bed {
             Boot::Fresh {
                 cmdline,
                 initrd: false,
+                firmware: false,
             },
         );
         self.start(&config, Some(kernel))

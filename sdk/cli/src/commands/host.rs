@@ -1,7 +1,8 @@
 //! `dwcp host`: this host and those it was introduced to.
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use dwcp_sdk::types::{Host, HostAdd};
+use dwcp_sdk::types::{Host, HostAdd, OfferedBaseline};
 
 use crate::args::digest;
 use crate::context::Context;
@@ -20,6 +21,12 @@ pub enum HostCommand {
         /// Its name; this host if absent
         name: Option<String>,
     },
+    /// List the CPU baselines that machines can be made with (`dwcp vm create --cpu`), and what each contains
+    #[command(
+        after_help = "A machine with a baseline is told of exactly that, and can move to every host that offers it and
+has a CPU of the same maker. One without (`host`) is told of all that its host offers."
+    )]
+    Cpu,
     /// Introduce another host, by address and fingerprint
     #[command(after_help = "Examples:
   dwcp --profile right host show      prints the fingerprint of the other host
@@ -70,6 +77,20 @@ pub async fn run(context: &Context, command: HostCommand) -> anyhow::Result<()> 
                 None => client.host_this().await?,
             };
             output.object(&host, facts)
+        }
+        HostCommand::Cpu => {
+            let host = client.host_this().await?;
+            let cpu = host.cpu.with_context(|| {
+                format!(
+                    "What CPU machines can have is not known on {}: its log says why",
+                    host.name
+                )
+            })?;
+            output.list(
+                &cpu.baselines,
+                &["BASELINE", "OFFERED", "FEATURES"],
+                baseline_row,
+            )
         }
         HostCommand::Add(args) => {
             let host = HostAdd {
@@ -129,6 +150,18 @@ fn row(host: &Host) -> Vec<String> {
     ]
 }
 
+fn baseline_row(baseline: &OfferedBaseline) -> Vec<String> {
+    let offered = match baseline.lacking.as_slice() {
+        [] => "yes".to_owned(),
+        lacking => format!("no: lacks {}", lacking.join(", ")),
+    };
+    vec![
+        baseline.name.to_string(),
+        offered,
+        baseline.features.join(" "),
+    ]
+}
+
 fn facts(host: &Host) -> Vec<(&'static str, String)> {
     let mut facts = vec![
         ("name", host.name.clone()),
@@ -142,6 +175,11 @@ fn facts(host: &Host) -> Vec<(&'static str, String)> {
     }
     if !host.this {
         facts.push(("round trip", round_trip(host)));
+    }
+    if let Some(cpu) = &host.cpu {
+        let offered = cpu.baselines.iter().filter(|b| b.lacking.is_empty());
+        let names: Vec<_> = offered.map(|b| b.name.as_str()).collect();
+        facts.push(("cpu", format!("{}: {}", cpu.vendor, names.join(", "))));
     }
     if let Some(capacity) = host.capacity {
         facts.push(("machines", capacity.vms.to_string()));

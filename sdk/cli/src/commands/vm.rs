@@ -4,12 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use dwcp_sdk::types::{DiskSpec, GuestSetup, MigrateRequest, NetworkSpec, Operation, Vm, VmCreate};
+use dwcp_sdk::types::{
+    CpuBaseline, DiskSpec, GuestSetup, MigrateRequest, NetworkSpec, Operation, RestartPolicy, Vm,
+    VmCreate,
+};
 use futures::StreamExt;
 
 use super::console::{self, ConsoleArgs};
 use super::{image, migration, running};
-use crate::args::{digest, misunderstood, pair};
+use crate::args::{baseline, digest, misunderstood, pair, restart_policy};
 use crate::context::Context;
 use crate::progress::{self, MigrationBar};
 use crate::{table, units};
@@ -171,8 +174,12 @@ pub struct CreateArgs {
     /// Kernel (bzImage, vmlinux or PVH ELF): a file to upload, or the digest of an image
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Firmware (PVH ELF) instead of a kernel, which finds on the disks what it boots: a file to upload, or the digest of
+    /// an image
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["template", "kernel", "initrd", "cmdline"])]
+    firmware: Option<PathBuf>,
     /// Snapshot to go on from instead of booting: the machine is what that one's was, with memory and disks of its own
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["template", "image", "kernel"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["template", "image", "kernel", "firmware"])]
     snapshot: Option<String>,
     /// Template, as PUBLISHER/NAME[@VERSION]
     #[arg(long, value_name = "TEMPLATE")]
@@ -192,12 +199,19 @@ pub struct CreateArgs {
     /// Virtual CPUs, 1 to 32
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
     vcpus: Option<u8>,
+    /// What the guest is told of its CPU: all that the host has, or a baseline that other hosts have too (`dwcp host cpu`)
+    #[arg(long, value_name = "NAME", value_parser = baseline())]
+    cpu: Option<CpuBaseline>,
+    /// Memory of huge pages (2 MiB), which the host must have free; such a machine does not move and has no snapshots
+    #[arg(long)]
+    hugepages: bool,
     /// Label that policies see; may be given several times
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = pair)]
     tags: Vec<(String, String)>,
-    /// Start it again when its guest crashes
-    #[arg(long)]
-    restart_on_crash: bool,
+    /// Whether it is started again when its guest ends by itself: not (never), when it crashes (on-crash), or when it powers
+    /// off too (always)
+    #[arg(long, value_name = "POLICY", value_parser = restart_policy())]
+    restart: Option<RestartPolicy>,
     /// Create it without starting it
     #[arg(long)]
     no_start: bool,
@@ -324,9 +338,10 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
         cmdline: args.cmdline,
         memory_bytes: args.memory,
         vcpus: args.vcpus,
-        restart: args
-            .restart_on_crash
-            .then_some(dwcp_sdk::types::RestartPolicy::OnCrash),
+        cpu: args.cpu,
+        hugepages: args.hugepages,
+        firmware: content(context, args.firmware).await?,
+        restart: args.restart,
         tags: args.tags.into_iter().collect(),
         start: !args.no_start,
         ..VmCreate::new(args.name)
@@ -366,7 +381,8 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
 /// What was not said of a machine that has to be.
 fn missing(args: &CreateArgs) -> Option<String> {
     let is_made = args.image.is_some() || args.template.is_some() || args.snapshot.is_some();
-    match (is_made, &args.kernel, args.memory) {
+    let kernel = args.kernel.as_ref().or(args.firmware.as_ref());
+    match (is_made, kernel, args.memory) {
         (false, None, _) => Some(format!(
             "Say what {} is made from: --image FILE, --kernel FILE with --memory SIZE, --template NAME or --snapshot NAME",
             args.name
@@ -493,6 +509,7 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
         ("epoch", vm.epoch.to_string()),
         ("memory", memory(vm)),
         ("vcpus", vm.spec.vcpus.to_string()),
+        ("cpu", vm.spec.cpu.to_string()),
         ("template", optional(&vm.template)),
         (
             "origin",
@@ -500,7 +517,14 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
                 .as_ref()
                 .map_or(String::new(), |origin| origin.snapshot.clone()),
         ),
-        ("kernel", vm.spec.kernel.clone()),
+        (
+            if vm.spec.firmware {
+                "firmware"
+            } else {
+                "kernel"
+            },
+            vm.spec.kernel.clone(),
+        ),
         ("initrd", optional(&vm.spec.initrd)),
         ("cmdline", vm.spec.cmdline.clone()),
         ("disks", lines(vm.spec.disks.iter().map(disk))),
@@ -513,7 +537,10 @@ fn facts(vm: &Vm) -> Vec<(&'static str, String)> {
 }
 
 fn memory(vm: &Vm) -> String {
-    let all = units::size(vm.spec.memory_bytes);
+    let mut all = units::size(vm.spec.memory_bytes);
+    if vm.spec.hugepages {
+        all += ", of huge pages";
+    }
     match vm.memory_target_bytes {
         Some(target) => format!("{all}, of which it is to use {}", units::size(target)),
         None => all,

@@ -28,6 +28,69 @@ pub struct Host {
     /// What it can hold and holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
+    /// Its CPU as machines find it; told of the host that answered, when it alone is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<HostCpu>,
+}
+
+/// What a machine is told of its CPU: a baseline hides what not every host of a fleet has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CpuBaseline {
+    /// Whatever the host offers.
+    #[default]
+    #[serde(rename = "host")]
+    Host,
+    /// The x86-64 psABI's baseline.
+    #[serde(rename = "x86-64")]
+    V1,
+    /// Its second level.
+    #[serde(rename = "x86-64-v2")]
+    V2,
+    /// Its third level.
+    #[serde(rename = "x86-64-v3")]
+    V3,
+    /// Its fourth level.
+    #[serde(rename = "x86-64-v4")]
+    V4,
+    /// Something that this client does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+words!(CpuBaseline {
+    Host => "host",
+    V1 => "x86-64",
+    V2 => "x86-64-v2",
+    V3 => "x86-64-v3",
+    V4 => "x86-64-v4",
+});
+
+impl CpuBaseline {
+    /// All that this client knows.
+    pub const ALL: [Self; 5] = [Self::Host, Self::V1, Self::V2, Self::V3, Self::V4];
+}
+
+/// A host's CPU as its machines find it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostCpu {
+    /// Who made it, as CPUID says.
+    pub vendor: String,
+    /// The baseline beyond which the host offers nothing; `host` if there is none.
+    pub limit: CpuBaseline,
+    /// The baselines, the widest first.
+    pub baselines: Vec<OfferedBaseline>,
+}
+
+/// A baseline, seen from one host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OfferedBaseline {
+    /// Which one.
+    pub name: CpuBaseline,
+    /// What it contains.
+    pub features: Vec<String>,
+    /// Of these, the ones that the host lacks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<String>,
 }
 
 /// What a host can hold and holds.

@@ -15,7 +15,9 @@ mod snapshot;
 mod vm;
 
 pub use audit::{AuditCheckpoint, AuditRecord, Proof};
-pub use host::{Capacity, DiskFormat, DiskImage, Host, HostAdd, Image};
+pub use host::{
+    Capacity, CpuBaseline, DiskFormat, DiskImage, Host, HostAdd, HostCpu, Image, OfferedBaseline,
+};
 pub use migration::{MigrateRequest, Migration, MigrationPhase, Progress, Resolve, Round, Side};
 pub use operation::{Event, Operation, OperationState};
 pub use plugin::{MarketplaceItem, Plugin, PluginInstall, Template};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::host::CpuBaseline;
 use super::operation::Operation;
 use super::snapshot::Origin;
 use super::words;
@@ -23,6 +24,15 @@ pub struct VmSpec {
     pub memory_bytes: u64,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// What it is told of its CPU.
+    #[serde(default)]
+    pub cpu: CpuBaseline,
+    /// Whether its memory is of huge pages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Whether `kernel` is a firmware.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub firmware: bool,
     /// Disks, in the order in which the machine finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
@@ -84,7 +94,7 @@ pub struct NetworkSpec {
     pub address: String,
 }
 
-/// What happens when a guest crashes.
+/// What happens when a guest ends without its owner having asked for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
@@ -93,12 +103,14 @@ pub enum RestartPolicy {
     Never,
     /// It is started again.
     OnCrash,
+    /// The same, and also when it powers off by itself.
+    Always,
     /// Something that this client does not know.
     #[serde(other)]
     Unknown,
 }
 
-words!(RestartPolicy { Never => "never", OnCrash => "on-crash" });
+words!(RestartPolicy { Never => "never", OnCrash => "on-crash", Always => "always" });
 
 /// A request to create a machine: from a kernel or from a template.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,6 +138,15 @@ pub struct VmCreate {
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// What it is told of its CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuBaseline>,
+    /// Whether its memory is of huge pages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hugepages: bool,
+    /// Firmware by digest, instead of a kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
     /// A snapshot to go on from instead of booting; only name, restart policy and labels can be the machine's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
@@ -166,6 +187,9 @@ impl VmCreate {
             cmdline: None,
             memory_bytes: None,
             vcpus: None,
+            cpu: None,
+            hugepages: false,
+            firmware: None,
             snapshot: None,
             image: None,
             root_bytes: None,

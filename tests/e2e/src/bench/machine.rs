@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use dwcp_launch::protocol::{ChildId, ChildState, NicSpec};
+use dwcp_launch::protocol::{ChildId, ChildState, Needs, NicSpec};
 use dwcp_launch::{Client, Exits};
 use dwcp_vmm::client::VmmClient;
 use dwcp_vmm::config::{Boot, Device, DiskFormat, DiskLimits, NetLimits, VmConfig};
@@ -54,6 +54,7 @@ impl Shape {
             id: id.to_owned(),
             vcpus: self.vcpus,
             memory_bytes: self.memory_bytes(),
+            cpu: Default::default(),
             boot,
             generation: None,
             devices,
@@ -66,6 +67,7 @@ pub fn fresh(cmdline: &str) -> Boot {
     Boot::Fresh {
         cmdline: cmdline.to_owned(),
         initrd: false,
+        firmware: false,
     }
 }
 
@@ -182,8 +184,12 @@ impl Prepared {
         let memory_bytes = self.config.memory_bytes;
         Ok(client.spawn_vmm_with(
             &self.id,
-            memory_bytes,
-            DISK_BYTES,
+            Needs {
+                memory_bytes,
+                huge_pages: false,
+                vcpus: self.config.vcpus.into(),
+                file_bytes: DISK_BYTES,
+            },
             config,
             &descriptors,
             &self.nics,

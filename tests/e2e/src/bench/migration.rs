@@ -81,6 +81,7 @@ async fn one(programs: &Programs) -> anyhow::Result<Moved> {
     let options = BedOptions {
         link: LINK,
         steps: [None, None],
+        config: Default::default(),
     };
     let mut bed = Bed::start(programs, Bed::run_id()?, &options).await?;
     let client = bed.left().client().clone();

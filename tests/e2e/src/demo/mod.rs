@@ -91,6 +91,7 @@ async fn show(arguments: Arguments) -> anyhow::Result<(Bed, Moved)> {
     let options = BedOptions {
         link,
         steps: [None, None],
+        config: Default::default(),
     };
     let mut bed = Bed::start(&programs, Bed::run_id()?, &options).await?;
     setup::show_hosts(&bed, &arguments).await?;

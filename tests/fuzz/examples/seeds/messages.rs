@@ -42,9 +42,11 @@ fn confined() -> Made<Vec<Seed>> {
         id: "vm-1".into(),
         vcpus: 2,
         memory_bytes: 256 << 20,
+        cpu: Default::default(),
         boot: Boot::Fresh {
             cmdline: "console=ttyS0".into(),
             initrd: true,
+            firmware: false,
         },
         generation: Some(Generation([7; 16])),
         devices: vec![
@@ -146,6 +148,8 @@ fn launcher() -> Made<Vec<Seed>> {
         memory_bytes: 256 << 20,
         config: json!({ "id": "vm-1", "vcpus": 2 }),
         file_bytes: 1 << 30,
+        huge_pages: true,
+        vcpus: 2,
         nics: Vec::new(),
     };
     let spawn_mover = launch::Request::SpawnMover {
