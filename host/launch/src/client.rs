@@ -102,6 +102,32 @@ impl Client {
         self.spawn_vmm_with(id, memory_bytes, 0, config, descriptors, &[])
     }
 
+    /// Starts the VMM of a shell that is to become a fork of a template, as [`Client::spawn_vmm_with`] starts others.
+    pub fn spawn_shell(
+        &mut self,
+        id: &ChildId,
+        template: &ChildId,
+        (memory_bytes, file_bytes): (u64, u64),
+        config: serde_json::Value,
+        descriptors: &[BorrowedFd<'_>],
+        nics: &[NicSpec],
+    ) -> Result<u32, ClientError> {
+        let request = Request::SpawnVmm {
+            id: id.clone(),
+            template: Some(template.clone()),
+            memory_bytes,
+            config,
+            file_bytes,
+            nics: nics.to_vec(),
+        };
+        self.spawn(&request, descriptors)
+    }
+
+    /// Seals the memory of a VM whose VMM has ended. Done also when it is sealed already.
+    pub fn seal(&mut self, id: &ChildId) -> Result<(), ClientError> {
+        self.done(&Request::Seal { id: id.clone() })
+    }
+
     /// [`Client::spawn_vmm`] with disks, the longest of `file_bytes`, and network interfaces; their taps arrive after
     /// `descriptors`.
     pub fn spawn_vmm_with(
@@ -115,6 +141,7 @@ impl Client {
     ) -> Result<u32, ClientError> {
         let request = Request::SpawnVmm {
             id: id.clone(),
+            template: None,
             memory_bytes,
             config,
             file_bytes,

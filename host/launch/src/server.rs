@@ -315,15 +315,18 @@ fn carry_out(
     match request {
         Request::SpawnVmm {
             id,
+            template,
             memory_bytes,
             config,
             file_bytes,
             nics,
         } => {
-            let pid =
-                children.spawn_vmm(id, (memory_bytes, file_bytes), &config, descriptors, &nics)?;
+            let sizes = (memory_bytes, file_bytes);
+            let template = template.as_ref();
+            let pid = children.spawn_vmm(id, template, sizes, &config, descriptors, &nics)?;
             Ok(Reply::Spawned { pid })
         }
+        Request::Seal { id } => children.seal(&id).map(|()| Reply::Done),
         Request::SpawnReader { id, config } => {
             let pid = children.spawn_reader(id, &config, descriptors)?;
             Ok(Reply::Spawned { pid })
