@@ -99,28 +99,7 @@ impl Client {
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<u32, ClientError> {
-        self.spawn_vmm_with(id, memory_bytes, 0, config, descriptors, &[])
-    }
-
-    /// Starts the VMM of a shell that is to become a fork of a template, as [`Client::spawn_vmm_with`] starts others.
-    pub fn spawn_shell(
-        &mut self,
-        id: &ChildId,
-        template: &ChildId,
-        (memory_bytes, file_bytes): (u64, u64),
-        config: serde_json::Value,
-        descriptors: &[BorrowedFd<'_>],
-        nics: &[NicSpec],
-    ) -> Result<u32, ClientError> {
-        let request = Request::SpawnVmm {
-            id: id.clone(),
-            template: Some(template.clone()),
-            memory_bytes,
-            config,
-            file_bytes,
-            nics: nics.to_vec(),
-        };
-        self.spawn(&request, descriptors)
+        self.spawn_vmm_with(id, None, (memory_bytes, 0), config, descriptors, &[])
     }
 
     /// Seals the memory of a VM whose VMM has ended. Done also when it is sealed already.
@@ -128,20 +107,20 @@ impl Client {
         self.done(&Request::Seal { id: id.clone() })
     }
 
-    /// [`Client::spawn_vmm`] with disks, the longest of `file_bytes`, and network interfaces; their taps arrive after
-    /// `descriptors`.
+    /// [`Client::spawn_vmm`], with the memory of a template that was sealed if it is to become a fork, and with disks, the
+    /// longest of `file_bytes`, and network interfaces; their taps arrive after `descriptors`.
     pub fn spawn_vmm_with(
         &mut self,
         id: &ChildId,
-        memory_bytes: u64,
-        file_bytes: u64,
+        template: Option<&ChildId>,
+        (memory_bytes, file_bytes): (u64, u64),
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
         nics: &[NicSpec],
     ) -> Result<u32, ClientError> {
         let request = Request::SpawnVmm {
             id: id.clone(),
-            template: None,
+            template: template.cloned(),
             memory_bytes,
             config,
             file_bytes,

@@ -153,7 +153,14 @@ fn nothing_of_a_mapping_outlives_its_guest() {
         let mut client = bed.launcher.client();
         let config = serde_json::json!({"taps": 1});
         let name = common::id("vm-itself");
-        client.spawn_vmm_with(&name, common::MEMORY_BYTES, 0, config, &[ours], &[itself])
+        client.spawn_vmm_with(
+            &name,
+            None,
+            (common::MEMORY_BYTES, 0),
+            config,
+            &[ours],
+            &[itself],
+        )
     });
     let refused = spawned.err().unwrap().to_string();
     assert!(refused.contains("cannot be mapped to itself"), "{refused}");

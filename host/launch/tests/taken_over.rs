@@ -111,7 +111,14 @@ impl Vms<'_> {
         });
         let mut client = self.launcher.client();
         client
-            .spawn_vmm_with(&id(name), MEMORY_BYTES, 0, config, &given, &self.nics)
+            .spawn_vmm_with(
+                &id(name),
+                None,
+                (MEMORY_BYTES, 0),
+                config,
+                &given,
+                &self.nics,
+            )
             .unwrap()
     }
 

@@ -28,6 +28,8 @@ pub struct NodeConfig {
     pub vcpus_per_cpu: u32,
     /// Memory for machines, bytes; what the machine has less 512 MiB if absent.
     pub memory_bytes: Option<u64>,
+    /// Processes that wait for each template to become forks of it.
+    pub fork_shells: u32,
 }
 
 /// A publisher's key.

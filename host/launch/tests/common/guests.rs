@@ -179,7 +179,7 @@ pub fn spawn(launcher: &Launcher, name: &str, nics: &[NicSpec]) -> StandIn {
     let config = json!({"taps": nics.len()});
     StandIn::start(|ours| {
         let mut client = launcher.client();
-        client.spawn_vmm_with(&id(name), MEMORY_BYTES, 0, config, &[ours], nics)
+        client.spawn_vmm_with(&id(name), None, (MEMORY_BYTES, 0), config, &[ours], nics)
     })
     .unwrap()
 }

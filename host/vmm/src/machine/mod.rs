@@ -27,7 +27,7 @@ use crate::state::StateError;
 use crate::vcpu::{self, Shared, Vcpu, VcpuError};
 
 use snapshot::Origin;
-pub(crate) use snapshot::{SnapshotOrder, fork_parts};
+pub(crate) use snapshot::SnapshotOrder;
 
 /// One virtual machine.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub struct Machine {
     snapshot_pages: DirtyBitmap,
     /// What was laid over a shell's memory.
     origin: Option<Origin>,
+    /// A template's memory, which a shell may be laid over with.
+    template: Option<OwnedFd>,
 }
 
 /// The descriptors that a machine is made of.
@@ -55,7 +57,7 @@ pub struct Machine {
 pub struct Parts {
     /// /dev/kvm.
     pub kvm: OwnedFd,
-    /// Guest RAM; a shell has its own.
+    /// Guest RAM. A shell has its own, and may be given a template's here.
     pub memory: OwnedFd,
     /// The shared dirty bitmap.
     pub bitmap: OwnedFd,
@@ -121,6 +123,12 @@ pub enum RequestError {
     /// Memory that no mover can reach.
     #[error("The memory of a restored or forked VM is private to its process and cannot be moved")]
     Private,
+    /// Memory that no other process can be laid over with.
+    #[error(
+        "The memory of a restored or forked VM is private to its process, so no forks can be made of it: take a \
+         snapshot, and make VMs from that"
+    )]
+    NotShared,
     /// A request came without its file.
     #[error("The request came without the file that belongs to it")]
     NoFile,
@@ -184,10 +192,14 @@ impl Machine {
         last_words: LastWords,
     ) -> Result<Self, BuildError> {
         let size = config.memory_size()?;
-        let memory = Arc::new(match config.boot {
-            Boot::Shell => GuestMemory::reserve(size, open_page_map())?,
-            Boot::Fresh { .. } | Boot::Incoming => GuestMemory::map(parts.memory, size)?,
-        });
+        let (memory, template) = match config.boot {
+            Boot::Shell => {
+                let memory = GuestMemory::reserve(size, open_page_map())?;
+                (memory, Some(parts.memory))
+            }
+            Boot::Fresh { .. } | Boot::Incoming => (GuestMemory::map(parts.memory, size)?, None),
+        };
+        let memory = Arc::new(memory);
         let bitmap = DirtyBitmap::map(parts.bitmap, size)?;
         let snapshot_pages = DirtyBitmap::map(DirtyBitmap::create(size)?, size)?;
         let mut vm = Vm::new(parts.kvm, memory)?;
@@ -239,6 +251,7 @@ impl Machine {
             tsc_khz,
             snapshot_pages,
             origin: None,
+            template,
         })
     }
 

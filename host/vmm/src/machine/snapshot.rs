@@ -17,7 +17,7 @@ use dwcp_snapshot::{
 use super::{Boot, Machine, Phase, RequestError};
 use crate::config::{Generation, VCPUS_MAX};
 use crate::kvm::needed;
-use crate::state::{FORMAT, StateError};
+use crate::state::FORMAT;
 use crate::vcpu::Vcpu;
 
 /// What a shell's memory was laid over with.
@@ -103,11 +103,20 @@ impl Machine {
         Ok(())
     }
 
-    /// Becomes what a template was: `memory` is its sealed memory, `state` its device state.
-    pub fn fork(&mut self, memory: OwnedFd, state: &[u8]) -> Result<(), RequestError> {
+    /// The device state of the paused machine, for forks of it.
+    pub fn save_template(&mut self) -> Result<Vec<u8>, RequestError> {
+        match self.config.boot {
+            Boot::Shell => Err(RequestError::NotShared),
+            Boot::Fresh { .. } | Boot::Incoming => self.save(),
+        }
+    }
+
+    /// Becomes what the template was whose sealed memory it was given when it was started: `state` is its device state.
+    pub fn fork(&mut self, state: &[u8]) -> Result<(), RequestError> {
         self.refuse_unless_empty("be forked")?;
         let size: MemorySize = self.vm.memory().size();
-        let pieces = Piece::of_template(memory.as_fd(), size)?;
+        let template = self.template.take().ok_or(RequestError::NotShared)?;
+        let pieces = Piece::of_template(template.as_fd(), size)?;
         self.origin = Some(Origin::Unnamed);
         self.vm.memory().lay(&pieces)?;
         self.take_state(state, Some(self.new_generation()?))
@@ -128,14 +137,5 @@ impl Machine {
             return Err(self.refuse(action));
         }
         Ok(())
-    }
-}
-
-/// Descriptors of a fork, as the message carries them.
-pub(crate) fn fork_parts(fds: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd), RequestError> {
-    let mut fds = fds.into_iter();
-    match (fds.next(), fds.next()) {
-        (Some(memory), Some(state)) => Ok((memory, state)),
-        _ => Err(StateError::Truncated.into()),
     }
 }

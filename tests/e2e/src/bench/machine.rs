@@ -16,6 +16,7 @@ use dwcp_vmm::config::{Boot, Device, DiskFormat, DiskLimits, NetLimits, VmConfig
 
 use super::launcher::{Bench, DISK_BYTES, NETWORK};
 use super::output::Output;
+use super::template::Template;
 
 /// Longest payload of a frame.
 const MTU: u16 = 1500;
@@ -104,6 +105,7 @@ fn nic(number: u8) -> anyhow::Result<NicSpec> {
         mac: mac(number).parse()?,
         address: format!("10.99.0.{}/24", number.saturating_add(2)).parse()?,
         network: NETWORK.parse()?,
+        inside: None,
     })
 }
 
@@ -111,6 +113,8 @@ fn nic(number: u8) -> anyhow::Result<NicSpec> {
 #[derive(Debug)]
 pub struct Prepared {
     id: ChildId,
+    /// Whose memory it is to be a fork of.
+    template: Option<ChildId>,
     config: VmConfig,
     nics: Vec<NicSpec>,
     socket: PathBuf,
@@ -139,6 +143,18 @@ impl Bench {
         Ok((self.prepare_with(id, shape, Boot::Shell, write)?, output))
     }
 
+    /// The same for one that is to become a fork.
+    pub fn prepare_fork(
+        &self,
+        id: &str,
+        shape: Shape,
+        template: &Template,
+    ) -> anyhow::Result<(Prepared, Output)> {
+        let (mut prepared, output) = self.prepare_shell(id, shape)?;
+        prepared.template = Some(template.id().clone());
+        Ok((prepared, output))
+    }
+
     fn prepare_with(
         &self,
         id: &str,
@@ -149,6 +165,7 @@ impl Bench {
         let socket = self.dir().join(format!("{id}.sock"));
         Ok(Prepared {
             id: id.parse()?,
+            template: None,
             config: shape.config(id, boot)?,
             nics: shape.card.into_iter().map(nic).collect::<Result<_, _>>()?,
             listener: UnixListener::bind(&socket)?,
@@ -180,10 +197,11 @@ impl Prepared {
         descriptors.push(self.disk.as_fd());
         let config = serde_json::to_value(&self.config)?;
         let memory_bytes = self.config.memory_bytes;
+        let sizes = (memory_bytes, DISK_BYTES);
         Ok(client.spawn_vmm_with(
             &self.id,
-            memory_bytes,
-            DISK_BYTES,
+            self.template.as_ref(),
+            sizes,
             config,
             &descriptors,
             &self.nics,
