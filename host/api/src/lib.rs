@@ -32,6 +32,7 @@ pub use change::{IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED};
 pub use envelope::REQUEST_ID;
 pub use openapi::{document, document_json};
 pub use routes::audit::Proof;
+pub use routes::forks::VmForked;
 pub use routes::migrations::Resolve;
 pub use routes::vms::VmCreated;
 pub use serve::{serve, serve_with};

@@ -6,9 +6,10 @@ use std::pin::Pin;
 use async_trait::async_trait;
 use dwcp_control::names::Name;
 use dwcp_control::records::{
-    AuditCheckpoint, AuditRecord, Binding, Decision, DiskResize, Event, Host, HostAdd, Image,
-    MarketplaceItem, MemoryTarget, MigrateRequest, Migration, Operation, Plugin, PluginInstall,
-    Policy, RestoreRequest, Snapshot, SnapshotCreate, Template, Vm, VmCreate, VmStats,
+    AuditCheckpoint, AuditRecord, Binding, Decision, DiskResize, Event, ForkRequest, Host, HostAdd,
+    Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration, Operation, Plugin,
+    PluginInstall, Policy, RestoreRequest, Snapshot, SnapshotCreate, Template, Vm, VmCreate,
+    VmStats,
 };
 use futures::Stream;
 use serde::{Deserialize, Serialize};
@@ -268,6 +269,15 @@ pub trait Service: Send + Sync + 'static {
         name: &Name,
         request: RestoreRequest,
     ) -> Answer<Operation>;
+
+    /// Makes forks of a template, or of one that becomes a template by it; the operation starts them.
+    async fn vm_fork(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        request: ForkRequest,
+    ) -> Answer<(Vec<Vm>, Operation)>;
 
     /// Snapshots of a project.
     async fn snapshot_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Snapshot>>;

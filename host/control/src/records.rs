@@ -11,13 +11,15 @@ use utoipa::ToSchema;
 use crate::names::Name;
 
 mod cpu;
+mod fork;
 mod hardware;
 mod journal;
 mod running;
 mod snapshot;
 
 pub use cpu::{CpuBaseline, HostCpu, OfferedBaseline};
-pub use hardware::{DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
+pub use fork::ForkRequest;
+pub use hardware::{CardInside, DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
 pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
 pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
 pub use snapshot::{Base, Origin, RestoreRequest, Snapshot, SnapshotCreate};
@@ -191,7 +193,7 @@ pub struct Vm {
     /// Memory that its guest is asked to make do with, bytes; all of it if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_target_bytes: Option<u64>,
-    /// The snapshot that it went on from last, and that its disks stand on.
+    /// The snapshot or the template that it went on from last, and that its disks stand on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
 }
@@ -228,6 +230,8 @@ pub enum VmPhase {
     Crashed,
     /// It lives on another host; this record forwards.
     Moved,
+    /// It stands still for ever: forks are made of it.
+    Template,
 }
 
 /// Why a host was chosen.

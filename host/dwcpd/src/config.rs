@@ -105,6 +105,7 @@ struct KeyFile {
 struct Capacity {
     vcpus_per_cpu: Option<u32>,
     memory_mib: Option<u64>,
+    fork_shells: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -149,6 +150,10 @@ impl Config {
         if !(1..=64).contains(&vcpus_per_cpu) {
             bail!("`capacity.vcpus_per_cpu` is from 1 to 64, not {vcpus_per_cpu}");
         }
+        let fork_shells = file.capacity.fork_shells.unwrap_or(2);
+        if fork_shells > 16 {
+            bail!("`capacity.fork_shells` is at most 16, not {fork_shells}");
+        }
         let mut trusted_keys = Vec::new();
         for key in &file.plugins.trusted_keys {
             trusted_keys.push(read_key(&key.name, &key.file)?);
@@ -182,6 +187,7 @@ impl Config {
                 trusted_keys,
                 vcpus_per_cpu,
                 cpu_baseline: file.cpu.baseline,
+                fork_shells,
                 memory_bytes: file.capacity.memory_mib.map(|mib| mib << 20),
                 state_dir,
             },
@@ -265,7 +271,7 @@ mod tests {
         let path = dir.path().join("dwcpd.toml");
         std::fs::write(
             &path,
-            "name = \"left\"\nregion = \"north\"\n[capacity]\nmemory_mib = 512\n",
+            "name = \"left\"\nregion = \"north\"\n[capacity]\nmemory_mib = 512\nfork_shells = 0\n",
         )
         .unwrap();
         let given = path.to_str().unwrap();
@@ -273,6 +279,7 @@ mod tests {
         assert_eq!(config.node.name.as_str(), "right");
         assert_eq!(config.node.region.as_str(), "north");
         assert_eq!(config.node.memory_bytes, Some(512 << 20));
+        assert_eq!(config.node.fork_shells, 0);
         std::fs::write(&path, "nmae = \"left\"\n").unwrap();
         let error = Config::read(&arguments(&["--config", given])).unwrap_err();
         assert!(format!("{error:#}").contains("nmae"), "{error:#}");

@@ -81,6 +81,12 @@ pub struct Ipv4Prefix {
 pub struct BadPrefix;
 
 impl Ipv4Prefix {
+    /// Every address.
+    pub const ANY: Self = Self {
+        address: Ipv4Addr::UNSPECIFIED,
+        length: 0,
+    };
+
     /// Puts the two together; the length has at most 32 bits.
     pub fn new(address: Ipv4Addr, length: u8) -> Result<Self, BadPrefix> {
         if length <= 32 {

@@ -12,7 +12,8 @@ use dwcp_launch::protocol::{
     CHILDREN_MAX, Child, ChildId, ChildKind, ChildState, Needs, NicSpec, Side,
 };
 use dwcp_memory::{
-    DirtyBitmap, MemoryError, MemorySize, create_huge_memory, create_memory, reopen_read_only,
+    DirtyBitmap, MemoryError, MemorySize, create_huge_memory, create_memory, is_template,
+    reopen_read_only, seal_template,
 };
 use nix::sys::wait::WaitStatus;
 
@@ -32,6 +33,9 @@ pub enum Refusal {
     /// The id names a child of the other kind, or a VM that runs elsewhere.
     #[error("There is no VM {0} here whose memory could be moved")]
     NoSuchVm(ChildId),
+    /// The memory is not that of a template.
+    #[error("The memory of {0} is not sealed, or of another size: no fork can be made of it")]
+    NoTemplate(ChildId),
     /// The limit is reached.
     #[error("There are {CHILDREN_MAX} children already: forget those that have ended")]
     TooMany,
@@ -183,11 +187,12 @@ impl Children {
         &mut self.networks
     }
 
-    /// Makes memory for a VM, puts it on its networks and starts its VMM.
+    /// Makes memory for a VM, or takes a template's, puts it on its networks and starts its VMM.
     pub fn spawn_vmm(
         &mut self,
         id: ChildId,
         needs: Needs,
+        template: Option<&ChildId>,
         config: &serde_json::Value,
         descriptors: Vec<OwnedFd>,
         nics: &[NicSpec],
@@ -196,9 +201,10 @@ impl Children {
         let size = MemorySize::new(needs.memory_bytes)?;
         let vm_memory = VmMemory {
             size,
-            memory: match needs.huge_pages {
-                true => create_huge_memory(size)?,
-                false => create_memory(size)?,
+            memory: match template {
+                Some(template) => self.template(template, size)?,
+                None if needs.huge_pages => create_huge_memory(size)?,
+                None => create_memory(size)?,
             },
             bitmap: DirtyBitmap::create(size)?,
         };
@@ -228,6 +234,33 @@ impl Children {
         Ok(self.remember(id.clone(), ChildKind::Vmm, id, running, Some(vm_memory)))
     }
 
+    /// Seals the memory of a VM whose VMM has ended.
+    pub fn seal(&mut self, id: &ChildId) -> Result<(), Refusal> {
+        let memory = self.memory_of(id)?;
+        if matches!(self.records[id].life, Life::Running(_)) {
+            return Err(Refusal::Running(id.clone()));
+        }
+        if !is_template(&memory.memory)? {
+            seal_template(&memory.memory)?;
+        }
+        Ok(())
+    }
+
+    /// The sealed memory of a VM.
+    fn template(&self, id: &ChildId, size: MemorySize) -> Result<OwnedFd, Refusal> {
+        let held = self.memory_of(id)?;
+        if held.size != size || !is_template(&held.memory)? {
+            return Err(Refusal::NoTemplate(id.clone()));
+        }
+        Ok(reopen_read_only(&held.memory)?)
+    }
+
+    fn memory_of(&self, id: &ChildId) -> Result<&VmMemory, Refusal> {
+        let record = self.records.get(id);
+        let held = record.and_then(|record| record.memory.as_ref());
+        held.ok_or_else(|| Refusal::NoSuchVm(id.clone()))
+    }
+
     /// Starts a mover on the memory of a VM.
     pub fn spawn_mover(
         &mut self,
@@ -238,15 +271,11 @@ impl Children {
         descriptors: Vec<OwnedFd>,
     ) -> Result<u32, Refusal> {
         self.check_free(&id)?;
-        let held = self
-            .records
-            .get(&vm)
-            .and_then(|record| record.memory.as_ref());
         // A mover that took its own VM's name would make the memory it works on forgotten.
-        let held = held.filter(|_| id != vm);
-        let Some(vm_memory) = held else {
+        if id == vm {
             return Err(Refusal::NoSuchVm(vm));
-        };
+        }
+        let vm_memory = self.memory_of(&vm)?;
         let memory = match side {
             Side::Source => reopen_read_only(&vm_memory.memory)?,
             Side::PrivateSource => self.process_memory(&vm)?,

@@ -99,14 +99,28 @@ impl Client {
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<u32, ClientError> {
-        self.spawn_vmm_with(id, Needs::memory(memory_bytes), config, descriptors, &[])
+        self.spawn_vmm_with(
+            id,
+            Needs::memory(memory_bytes),
+            None,
+            config,
+            descriptors,
+            &[],
+        )
     }
 
-    /// [`Client::spawn_vmm`] with all that a VM may need, and network interfaces; their taps arrive after `descriptors`.
+    /// Seals the memory of a VM whose VMM has ended. Done also when it is sealed already.
+    pub fn seal(&mut self, id: &ChildId) -> Result<(), ClientError> {
+        self.done(&Request::Seal { id: id.clone() })
+    }
+
+    /// [`Client::spawn_vmm`] with all that a VM may need, with the memory of a template that was sealed if it is to become a
+    /// fork, and with network interfaces; their taps arrive after `descriptors`.
     pub fn spawn_vmm_with(
         &mut self,
         id: &ChildId,
         needs: Needs,
+        template: Option<&ChildId>,
         config: serde_json::Value,
         descriptors: &[BorrowedFd<'_>],
         nics: &[NicSpec],
@@ -114,6 +128,7 @@ impl Client {
         let request = Request::SpawnVmm {
             id: id.clone(),
             memory_bytes: needs.memory_bytes,
+            template: template.cloned(),
             config,
             file_bytes: needs.file_bytes,
             huge_pages: needs.huge_pages,

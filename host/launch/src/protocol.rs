@@ -145,6 +145,20 @@ pub struct NicSpec {
     pub address: Ipv4Prefix,
     /// A network that was made with `EnsureNetwork`.
     pub network: NetworkName,
+    /// As whom the guest knows itself, if not by `mac` and `address`: it goes on from where another one was. Its tap is
+    /// in a network namespace of its own, where its addresses are mapped to these and back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<Inside>,
+}
+
+/// What a guest takes for its interface's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inside {
+    /// The only MAC address that the guest may send from.
+    pub mac: Mac,
+    /// The only IPv4 address that the guest may send from, with the prefix that it knows.
+    pub address: Ipv4Prefix,
 }
 
 /// A network as it is.
@@ -194,6 +208,10 @@ pub enum Request {
     SpawnVmm {
         /// Names the VMM and, for movers, the VM. Replaces an exited child of that name; refused if one runs.
         id: ChildId,
+        /// A VM whose memory was sealed with `Seal`: its memory takes the place of new memory, for a shell that is to
+        /// become a fork of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        template: Option<ChildId>,
         /// Size of guest memory, in bytes: a multiple of 4096.
         memory_bytes: u64,
         /// Handed over verbatim.
@@ -217,6 +235,12 @@ pub enum Request {
         id: ChildId,
         /// Longest file that it may write, in bytes.
         file_bytes: u64,
+    },
+    /// Seals the memory of a VM whose VMM has ended, as a template's: nobody can write to it any more, and forks are made
+    /// of it until the VM is forgotten. Done also when it is sealed already.
+    Seal {
+        /// Which VM.
+        id: ChildId,
     },
     /// Starts a mover on the memory of a VM. The message's descriptors follow the launcher's own two.
     SpawnMover {

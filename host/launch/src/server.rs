@@ -317,6 +317,7 @@ fn carry_out(
     match request {
         Request::SpawnVmm {
             id,
+            template,
             memory_bytes,
             config,
             file_bytes,
@@ -330,9 +331,11 @@ fn carry_out(
                 vcpus,
                 file_bytes,
             };
-            let pid = children.spawn_vmm(id, needs, &config, descriptors, &nics)?;
+            let pid =
+                children.spawn_vmm(id, needs, template.as_ref(), &config, descriptors, &nics)?;
             Ok(Reply::Spawned { pid })
         }
+        Request::Seal { id } => children.seal(&id).map(|()| Reply::Done),
         Request::SpawnReader { id, config } => {
             let pid = children.spawn_reader(id, &config, descriptors)?;
             Ok(Reply::Spawned { pid })

@@ -72,7 +72,14 @@ fn a_start_that_fails_half_way_leaves_nothing() {
     let mut spawn = |nics: &[_], bytes, descriptors: usize| {
         let null = std::fs::File::open("/dev/null").unwrap();
         let given = vec![std::os::fd::AsFd::as_fd(&null); descriptors];
-        refusal(client.spawn_vmm_with(&id("vm-1"), Needs::memory(bytes), json!({}), &given, nics))
+        refusal(client.spawn_vmm_with(
+            &id("vm-1"),
+            Needs::memory(bytes),
+            None,
+            json!({}),
+            &given,
+            nics,
+        ))
     };
     let good = nic("default", subnet, 5);
     let other = nic("default", subnet, 6);
@@ -141,6 +148,7 @@ fn a_program_that_cannot_start_leaves_no_tap() {
     let reason = refusal(client.spawn_vmm_with(
         &id("vm-1"),
         Needs::memory(MEMORY_BYTES),
+        None,
         json!({}),
         &[],
         &nics,
@@ -552,7 +560,14 @@ fn a_network_costs_a_start_little() {
             let name = id(&format!("vm-{vm}"));
             let start = std::time::Instant::now();
             client
-                .spawn_vmm_with(&name, Needs::memory(MEMORY_BYTES), json!({}), &[], &nics)
+                .spawn_vmm_with(
+                    &name,
+                    Needs::memory(MEMORY_BYTES),
+                    None,
+                    json!({}),
+                    &[],
+                    &nics,
+                )
                 .unwrap();
             times.push(start.elapsed());
         }

@@ -114,6 +114,7 @@ impl Vms<'_> {
             .spawn_vmm_with(
                 &id(name),
                 Needs::memory(MEMORY_BYTES),
+                None,
                 config,
                 &given,
                 &self.nics,

@@ -43,7 +43,7 @@ impl Node {
     }
 
     async fn try_adopt(&self) -> Answer<()> {
-        let children = self.launcher.list().await?;
+        let mut children = self.launcher.list().await?;
         // Nobody waits for these any more: who did was the daemon before this one.
         let forlorn = |child: &&Child| {
             matches!(child.kind, ChildKind::Mover | ChildKind::Reader)
@@ -52,6 +52,8 @@ impl Node {
         for child in children.iter().filter(forlorn) {
             self.launcher.end(child.id.as_str()).await?;
         }
+        self.drop_old_shells().await?;
+        children = self.launcher.list().await?;
         let vms = self.vms().await?;
         self.look_after_these(&vms).await;
         let vmms = children.iter().filter(|c| c.kind == ChildKind::Vmm);
@@ -158,6 +160,9 @@ impl Node {
     /// A machine that this host owns: whatever was about to happen to it, it runs if it should.
     async fn look_after_owned(&self, vm: &Vm, epoch: u64, child: Option<Child>) -> Answer<()> {
         let wanted = vm.desired == Desired::Running;
+        if vm.phase == VmPhase::Template {
+            return self.keep_template(vm, child).await;
+        }
         match child {
             Some(child) if child.is_running() => {
                 let status = self.vmm(&vm.id, |vmm| vmm.status()).await?;

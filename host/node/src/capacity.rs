@@ -22,12 +22,15 @@ pub(crate) fn total(config: &NodeConfig) -> Capacity {
     }
 }
 
-/// Adds what the machines here were promised. One that moved away, or does not run, holds nothing.
+/// Adds what the machines here were promised. One that moved away, or does not run, holds nothing; a template holds its
+/// memory.
 pub(crate) fn with(mut capacity: Capacity, vms: &[Vm]) -> Capacity {
     for vm in vms.iter().filter(|vm| holds(vm)) {
         capacity.vms += 1;
-        capacity.vcpus_used += u32::from(vm.spec.vcpus);
         capacity.memory_used_bytes += vm.spec.memory_bytes;
+        if vm.phase != VmPhase::Template {
+            capacity.vcpus_used += u32::from(vm.spec.vcpus);
+        }
     }
     capacity
 }
@@ -46,21 +49,40 @@ pub(crate) fn check(
     vcpus: u8,
     memory: u64,
 ) -> Answer<()> {
+    check_many(capacity, config, vcpus, memory, 1)
+}
+
+/// Whether so many of this size fit.
+pub(crate) fn check_many(
+    capacity: &Capacity,
+    config: &NodeConfig,
+    vcpus: u8,
+    memory: u64,
+    count: u32,
+) -> Answer<()> {
+    let (vcpus, memory) = (
+        u32::from(vcpus) * count,
+        memory.saturating_mul(count.into()),
+    );
+    let these = match count {
+        1 => "this one needs".to_owned(),
+        _ => format!("{count} of them need"),
+    };
     let free = capacity
         .memory_bytes
         .saturating_sub(capacity.memory_used_bytes);
     if memory > free {
         return Err(impossible(format!(
-            "{} has {} MiB of memory left for machines, and this one needs {} MiB",
+            "{} has {} MiB of memory left for machines, and {these} {} MiB",
             config.name,
             free >> 20,
             memory >> 20
         )));
     }
     let limit = capacity.cpus * config.vcpus_per_cpu;
-    if capacity.vcpus_used + u32::from(vcpus) > limit {
+    if capacity.vcpus_used + vcpus > limit {
         return Err(impossible(format!(
-            "{} has promised {} of {limit} virtual CPUs, and this machine needs {vcpus}",
+            "{} has promised {} of {limit} virtual CPUs, and {these} {vcpus}",
             config.name, capacity.vcpus_used
         )));
     }

@@ -31,6 +31,8 @@ pub struct NodeConfig {
     pub cpu_baseline: CpuBaseline,
     /// Memory for machines, bytes; what the machine has less 512 MiB if absent.
     pub memory_bytes: Option<u64>,
+    /// Processes that wait for each template to become forks of it.
+    pub fork_shells: u32,
 }
 
 /// A publisher's key.

@@ -76,7 +76,7 @@ impl Node {
         let descriptors = vec![OwnedFd::from(listener), OwnedFd::from(log)];
         let needs = Needs::memory(MEMORY_BYTES_MIN);
         self.launcher
-            .spawn_vmm(PROBE, needs, json, descriptors, Vec::new())
+            .spawn_vmm(PROBE, needs, None, json, descriptors, Vec::new())
             .await?;
         Ok(self.vmm(PROBE, |vmm| vmm.cpu()).await?.offered)
     }

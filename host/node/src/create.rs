@@ -4,13 +4,14 @@ use dwcp_api::Fault;
 use dwcp_api::service::{Answer, Principal};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    CpuBaseline, Desired, DiskSpec, GuestSetup, Origin, Placement, RestartPolicy, Template, Vm,
-    VmCreate, VmPhase, VmSpec,
+    CpuBaseline, Desired, DiskSpec, GuestSetup, NetworkSpec, Origin, Placement, RestartPolicy,
+    Template, Vm, VmCreate, VmPhase, VmSpec,
 };
 use dwcp_plugins::{Image, Restart, VmSpec as Expanded};
 
+use crate::cards::{self, DEFAULT_NETWORK};
 use crate::errors::{impossible, invalid, record};
-use crate::hardware::{self, DEFAULT_NETWORK};
+use crate::hardware;
 use crate::node::Node;
 use crate::state::{now_ms, object};
 use crate::vms;
@@ -33,11 +34,12 @@ pub(crate) async fn create(
         template,
         near,
         networks,
+        known,
         origin,
     } = specification(node, project, &request, &at).await?;
     vms::check(&spec)?;
     node.check_baseline(spec.cpu).await?;
-    hardware::check_cards(networks.len())?;
+    cards::check(networks.len())?;
     hardware::check_setup(&spec, &id, &request.name)?;
     for digest in std::iter::once(&spec.kernel).chain(&spec.initrd) {
         node.images.open_image(digest)?;
@@ -51,7 +53,7 @@ pub(crate) async fn create(
         true => None,
         false => Some(node.addresses.lock().await),
     };
-    spec.networks = node.wish_networks(&id, &networks).await?;
+    spec.networks = node.wish_networks(&id, &networks, &known).await?;
     let fleet = node.fleet().await?;
     let region = node.config.region.as_str();
     let placed = node.decider.place(fleet, region, &spec, near, &at).await?;
@@ -125,6 +127,8 @@ struct Wanted {
     near: Option<String>,
     /// The networks it is to be on.
     networks: Vec<Name>,
+    /// As what its guest knows its cards, if it goes on with them.
+    known: Vec<NetworkSpec>,
     /// The snapshot it goes on from.
     origin: Option<Origin>,
 }
@@ -137,12 +141,14 @@ async fn specification(
     at: &str,
 ) -> Answer<Wanted> {
     if let Some(name) = &request.snapshot {
-        let (spec, origin) = node.machine_of(project, name, request).await?;
+        let (mut spec, origin) = node.machine_of(project, name, request).await?;
+        let known = std::mem::take(&mut spec.networks);
         return Ok(Wanted {
             spec,
             template: None,
             near: None,
-            networks: Vec::new(),
+            networks: known.iter().map(|card| card.network.clone()).collect(),
+            known,
             origin: Some(origin),
         });
     }
@@ -202,6 +208,7 @@ async fn specification(
         template,
         near,
         networks: request.networks.clone().unwrap_or(networks),
+        known: Vec::new(),
         origin: None,
     })
 }

@@ -1,52 +1,40 @@
-//! A machine's disks and network cards: wished for, checked, made, and handed to its process.
+//! A machine's hardware: its disks and what cloud-init is told, wished for, checked, made, and handed to its process
+//! with its network cards.
 //!
-//! What always holds: a disk that a machine has written to is never made anew; an image below a disk is never written;
-//! an address is in use by one machine at most.
+//! What always holds: a disk that a machine has written to is never made anew; an image below a disk is never written.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use dwcp_api::service::Answer;
 use dwcp_control::Name;
 use dwcp_control::records::{
-    DiskFormat, DiskSpec, GuestSetup, Image, NetworkSpec, Origin, Vm, VmCreate, VmPhase, VmSpec,
+    DiskFormat, DiskSpec, GuestSetup, Image, Origin, Vm, VmCreate, VmId, VmSpec,
 };
 use dwcp_image::{seed, volume};
-use dwcp_launch::address::Ipv4Prefix;
-use dwcp_launch::protocol::{NetworkKind, NicSpec};
-use dwcp_vmm::config::{CardAddress, Device, DiskFormat as Layer, DiskLimits, NetLimits};
-use serde::{Deserialize, Serialize};
+use dwcp_launch::protocol::NicSpec;
+use dwcp_vmm::config::{Device, DiskFormat as Layer, DiskLimits};
 
-use crate::errors::{chain, conflict, impossible, internal, invalid, record};
+use crate::cards;
+use crate::errors::{chain, conflict, internal, invalid, record};
 use crate::guests;
 use crate::node::Node;
 
 /// Most disks of a machine.
 const DISKS_MAX: usize = 16;
-/// Most network cards of a machine.
-const NETWORKS_MAX: usize = dwcp_launch::protocol::NICS_MAX;
 /// The disk that a machine boots from when it is made from an image.
 pub(crate) const ROOT: &str = "root";
 /// The disk from which cloud-init configures a machine.
 const SEED: &str = "cidata";
-/// The network that every host has.
-pub(crate) const DEFAULT_NETWORK: &str = "default";
 /// Longest user data: it is part of the machine's record, which the store bounds.
 const USER_DATA_BYTES_MAX: usize = 256 << 10;
 /// The address of every guest: each has a host of its own to speak with, and nobody else.
 const GUEST_CID: u32 = 3;
 /// What a copy-on-write file needs beyond its disk's size: tables, a 32nd of it and a little.
 const TABLES_BYTES: u64 = 64 << 20;
-
-/// A network of this host, kept so that its addresses stay as they are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct KeptNetwork {
-    pub subnet: Ipv4Prefix,
-}
 
 /// What a machine's process needs for its devices.
 #[derive(Debug, Default)]
@@ -61,7 +49,7 @@ pub(crate) struct Hardware {
 
 /// Checks what can be checked without looking at images and networks.
 pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
-    check_cards(spec.networks.len())?;
+    cards::check(spec.networks.len())?;
     if spec.disks.len() > DISKS_MAX {
         return Err(invalid(format!("A machine has at most {DISKS_MAX} disks")));
     }
@@ -101,16 +89,6 @@ pub(crate) fn check(spec: &VmSpec) -> Answer<()> {
                 disk.name
             )));
         }
-    }
-    Ok(())
-}
-
-/// Checks how many network cards there are to be.
-pub(crate) fn check_cards(number: usize) -> Answer<()> {
-    if number > NETWORKS_MAX {
-        return Err(invalid(format!(
-            "A machine has at most {NETWORKS_MAX} network cards"
-        )));
     }
     Ok(())
 }
@@ -267,73 +245,6 @@ impl Node {
         })
     }
 
-    /// Network cards on these networks, each with an address that no other machine here has. Until the machine is
-    /// recorded, `self.addresses` must be held.
-    pub(crate) async fn wish_networks(&self, id: &str, names: &[Name]) -> Answer<Vec<NetworkSpec>> {
-        if names.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut used: BTreeSet<Ipv4Addr> = BTreeSet::new();
-        for vm in self
-            .vms()
-            .await?
-            .iter()
-            .filter(|vm| vm.phase != VmPhase::Moved)
-        {
-            let parsed = |card: &NetworkSpec| card.address.parse::<Ipv4Prefix>().ok();
-            used.extend(
-                vm.spec
-                    .networks
-                    .iter()
-                    .filter_map(parsed)
-                    .map(Ipv4Prefix::address),
-            );
-        }
-        let mut cards = Vec::new();
-        for (number, name) in names.iter().enumerate() {
-            let (subnet, _) = self.network(name).await?;
-            let address = free_address(subnet, &used).ok_or_else(|| {
-                impossible(format!("Network {name} has no address left of {subnet}"))
-            })?;
-            used.insert(address);
-            let address = Ipv4Prefix::new(address, subnet.length()).map_err(internal)?;
-            cards.push(NetworkSpec {
-                network: name.clone(),
-                mac: mac(id, number as u8),
-                address: address.to_string(),
-            });
-        }
-        Ok(cards)
-    }
-
-    /// A network of this host, made if it is not there; answers its subnet and the way out of it.
-    async fn network(&self, name: &Name) -> Answer<(Ipv4Prefix, Option<Ipv4Addr>)> {
-        if name.as_str() != DEFAULT_NETWORK {
-            return Err(dwcp_api::Fault::not_found(format!(
-                "network {name}: this version of DWCP has the network {DEFAULT_NETWORK} and no other"
-            )));
-        }
-        let kept = self
-            .records
-            .networks
-            .get(name.as_str())
-            .await
-            .map_err(record)?;
-        let subnet = kept.as_ref().map(|kept| kept.value.subnet);
-        let launcher = &self.launcher;
-        let network = launcher
-            .ensure_network(name.as_str(), NetworkKind::Nat, subnet)
-            .await?;
-        if kept.is_none() {
-            let keep = KeptNetwork {
-                subnet: network.subnet,
-            };
-            let kept = self.records.networks.put(name.as_str(), &keep).await;
-            kept.map_err(record)?;
-        }
-        Ok((network.subnet, network.gateway))
-    }
-
     /// Everything for the process of a machine, made where it is not there yet.
     pub(crate) async fn hardware(&self, vm: &Vm) -> Answer<Hardware> {
         let mut hardware = Hardware {
@@ -349,8 +260,9 @@ impl Node {
         for disk in &vm.spec.disks {
             self.add_disk(&mut hardware, &dir, vm, disk).await?;
         }
+        let (id, name) = self.known_as(vm).await?;
         if let Some(setup) = &vm.spec.setup {
-            let made = seed::make(&told(setup, &vm.id, &vm.name));
+            let made = seed::make(&told(setup, &id, &name));
             let bytes = made.map_err(|error| invalid(chain(&error)))?;
             hardware
                 .descriptors
@@ -363,28 +275,21 @@ impl Node {
         hardware.descriptors.extend([listener, asking]);
         hardware.devices.push(Device::Vsock { cid: GUEST_CID });
         for card in &vm.spec.networks {
-            let (_, gateway) = self.network(&card.network).await?;
-            let mac = card.mac.parse().map_err(internal)?;
-            let place: Ipv4Prefix = card.address.parse().map_err(internal)?;
-            hardware.devices.push(Device::Net {
-                mac,
-                mtu: 1500,
-                told: Some(CardAddress {
-                    address: place.address(),
-                    prefix: place.length(),
-                    router: gateway,
-                    dns: nameservers(),
-                    hostname: vm.name.as_str().to_owned(),
-                }),
-                limits: NetLimits::default(),
-            });
-            hardware.nics.push(NicSpec {
-                mac: card.mac.parse().map_err(internal)?,
-                address: card.address.parse().map_err(internal)?,
-                network: card.network.as_str().parse().map_err(internal)?,
-            });
+            hardware.devices.push(self.card(card, &name).await?);
+            hardware.nics.push(cards::nic(card)?);
         }
         Ok(hardware)
+    }
+
+    /// As what a machine's guest knows itself: in a life that goes on from another one's, as that one.
+    async fn known_as(&self, vm: &Vm) -> Answer<(VmId, Name)> {
+        if vm.origin.is_some()
+            && vm.started_ms == 0
+            && let Some(lower) = self.below(vm).await?.into_iter().next()
+        {
+            return Ok((lower.id, lower.name));
+        }
+        Ok((vm.id.clone(), vm.name.clone()))
     }
 
     async fn add_disk(
@@ -400,10 +305,9 @@ impl Node {
             let own = own_file(disk, vm.origin.as_ref());
             layers.push(own.format);
             files.push(alone(volume(dir, vm, disk, &own)?, disk)?);
-            for snapshot in self.below(vm).await? {
-                let kept = own_file(disk, snapshot.origin.as_ref());
-                layers.push(kept.format);
-                let path = self.snapshot_dir(&snapshot.id).join(kept.kept_name);
+            for lower in self.below(vm).await? {
+                let (path, format) = lower.file(disk);
+                layers.push(format);
                 files.push(File::open(path).map_err(internal)?);
             }
         }
@@ -528,59 +432,10 @@ fn block(id: &str, read_only: bool, chain: Vec<Layer>, limits: Option<&DiskSpec>
     }
 }
 
-/// The lowest address of a subnet that is neither the network's, nor the host's (its first), nor in use.
-fn free_address(subnet: Ipv4Prefix, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
-    let first = subnet.network().address().to_bits();
-    let count = 1u64 << (32 - u32::from(subnet.length()));
-    (2..count.saturating_sub(1))
-        .map(|number| Ipv4Addr::from_bits(first + number as u32))
-        .find(|address| !used.contains(address))
-}
-
-/// Who resolves names for this host, where a machine can reach them too: not what listens on this host alone.
-fn nameservers() -> Vec<Ipv4Addr> {
-    let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-    let texts = files
-        .iter()
-        .filter_map(|file| std::fs::read_to_string(file).ok());
-    let mut servers: Vec<Ipv4Addr> = Vec::new();
-    for text in texts {
-        let lines = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("nameserver"));
-        let found = lines.filter_map(|rest| rest.trim().parse::<Ipv4Addr>().ok());
-        servers.extend(found.filter(|address| !address.is_loopback()));
-    }
-    servers.dedup();
-    servers.truncate(dwcp_vmm::dhcp::DNS_MAX);
-    servers
-}
-
-/// An Ethernet address of a machine's own (locally administered), the same at every start.
-fn mac(id: &str, number: u8) -> String {
-    use sha2::Digest as _;
-    let hash = sha2::Sha256::digest(id);
-    let [a, b, c, d, ..] = hash[..] else {
-        return String::new();
-    };
-    format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{number:02x}")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn addresses_are_given_once_and_none_is_the_hosts() {
-        let subnet: Ipv4Prefix = "10.9.8.0/29".parse().unwrap();
-        let mut used = BTreeSet::new();
-        while let Some(address) = free_address(subnet, &used) {
-            assert!(used.insert(address));
-        }
-        let all: Vec<_> = used.iter().map(|address| address.octets()[3]).collect();
-        assert_eq!(all, [2, 3, 4, 5, 6]);
-    }
 
     #[test]
     fn a_volume_is_made_once() {

@@ -51,6 +51,17 @@ pub(crate) fn mover_id(migration: &str, side: Side) -> String {
     }
 }
 
+fn known(client: &mut Client, id: &ChildId) -> Result<Option<Child>, ClientError> {
+    Ok(client.list()?.into_iter().find(|child| child.id == *id))
+}
+
+fn wait_for_end(client: &mut Client, id: &ChildId) -> Result<(), ClientError> {
+    while known(client, id)?.is_some_and(|child| child.is_running()) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
 impl Launcher {
     /// Connects once, to learn whether it is there, and begins to listen for exits.
     pub(crate) async fn open(socket: PathBuf) -> Result<Self, ClientError> {
@@ -122,19 +133,32 @@ impl Launcher {
         }
     }
 
-    /// Starts a VMM; `descriptors` are the control listener, the serial log, the images, and the disks.
+    /// Starts a VMM, with the sealed memory of a template if it is to become a fork; `descriptors` are the control listener, the serial log, the images, and the disks.
     pub(crate) async fn spawn_vmm(
         &self,
         id: &str,
         needs: Needs,
+        template: Option<&str>,
         config: serde_json::Value,
         descriptors: Vec<OwnedFd>,
         nics: Vec<NicSpec>,
     ) -> Answer<u32> {
         let id = child_id(id)?;
+        let template = template.map(child_id).transpose()?;
         self.ask(move |client| {
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-            client.spawn_vmm_with(&id, needs, config, &borrowed, &nics)
+            client.spawn_vmm_with(&id, needs, template.as_ref(), config, &borrowed, &nics)
+        })
+        .await
+    }
+
+    /// Ends a VMM, and seals its guest's memory as a template's, which the launcher keeps. Done also when it is.
+    pub(crate) async fn seal(&self, id: &str) -> Answer<()> {
+        let id = child_id(id)?;
+        self.ask(move |client| {
+            client.kill(&id)?;
+            wait_for_end(client, &id)?;
+            client.seal(&id)
         })
         .await
     }
@@ -196,16 +220,11 @@ impl Launcher {
     pub(crate) async fn end(&self, id: &str) -> Answer<()> {
         let id = child_id(id)?;
         self.ask(move |client| {
-            let known = |client: &mut Client| -> Result<Option<Child>, ClientError> {
-                Ok(client.list()?.into_iter().find(|child| child.id == id))
-            };
-            if known(client)?.is_none() {
+            if known(client, &id)?.is_none() {
                 return Ok(());
             }
             client.kill(&id)?;
-            while known(client)?.is_some_and(|child| child.is_running()) {
-                std::thread::sleep(Duration::from_millis(2));
-            }
+            wait_for_end(client, &id)?;
             match client.forget(&id) {
                 // Somebody else forgot it between two requests.
                 Err(ClientError::Refused(_)) => Ok(()),

@@ -25,6 +25,7 @@ use crate::launcher::Launcher;
 use crate::peers::{self, Heard};
 use crate::policies::Policies;
 use crate::restarts::Restarts;
+use crate::shells::Shells;
 use crate::state::Records;
 use crate::transfer::Transfers;
 
@@ -62,6 +63,8 @@ pub struct Node {
     pub(crate) image_changes: tokio::sync::Mutex<()>,
     /// Held, shared, while a machine is made to go on from a snapshot; alone while one is deleted.
     pub(crate) snapshot_uses: tokio::sync::RwLock<()>,
+    /// Processes that wait to become forks.
+    pub(crate) shells: Shells,
     /// Held while addresses are chosen, until the machine that gets them is recorded.
     pub(crate) addresses: tokio::sync::Mutex<()>,
     /// All that a guest can be told of its CPU here, once that is known.
@@ -129,6 +132,7 @@ impl Node {
             promise: tokio::sync::Mutex::new(()),
             image_changes: tokio::sync::Mutex::new(()),
             snapshot_uses: tokio::sync::RwLock::new(()),
+            shells: Shells::default(),
             addresses: tokio::sync::Mutex::new(()),
             cpu: tokio::sync::OnceCell::new(),
             life: Mutex::new(HashMap::new()),
@@ -142,6 +146,7 @@ impl Node {
             tracing::error!("snapshots are not looked through: {fault}");
         }
         node.adopt().await;
+        node.refill_all().await;
         node.clone().follow_exits(exits);
         peers::listen(&node).await?;
         node.clone().keep();
@@ -296,10 +301,10 @@ impl Node {
 
     /// What this host can hold and holds.
     pub(crate) async fn capacity(&self) -> Answer<Capacity> {
-        Ok(capacity::with(
-            capacity::total(&self.config),
-            &self.vms().await?,
-        ))
+        let vms = self.vms().await?;
+        let mut capacity = capacity::with(capacity::total(&self.config), &vms);
+        capacity.memory_used_bytes += self.shells.bytes();
+        Ok(capacity)
     }
 
     /// This host as the API shows it.

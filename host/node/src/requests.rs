@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::errors::{conflict, invalid, record, unavailable};
 use crate::events::Running;
+use crate::forks::not_a_template;
 use crate::node::Node;
 use crate::outgoing::{self, Outgoing};
 use crate::peers;
@@ -113,6 +114,9 @@ impl Node {
         }
         match found.value.phase {
             VmPhase::Stopped | VmPhase::Crashed | VmPhase::Moved => {}
+            VmPhase::Template => {
+                self.end_template(&found.value).await?;
+            }
             VmPhase::Running | VmPhase::Paused | VmPhase::Starting if force => {}
             VmPhase::Running | VmPhase::Paused | VmPhase::Starting => {
                 return Err(conflict(format!(
@@ -205,6 +209,7 @@ impl Node {
             // Whoever sets the phase has the migration: a second one finds it set.
             let _life = self.life_soon(&vm.id).await?;
             let now = self.find_vm(project, name).await?.value;
+            not_a_template(&now)?;
             if now.phase != VmPhase::Running {
                 return Err(conflict(format!(
                     "Only a running machine is migrated live, and {name} is {:?}",

@@ -4,50 +4,110 @@
 //! that does not come to that leaves the machine, its memory aside, as it was; files of a snapshot are only read.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use dwcp_api::service::Answer;
 use dwcp_control::Name;
-use dwcp_control::records::{Desired, Origin, Snapshot, Vm, VmCreate, VmPhase, VmSpec};
-use dwcp_vmm::config::{Boot, CHAIN_FILES_MAX};
+use dwcp_control::records::{
+    Desired, DiskSpec, Origin, Snapshot, Vm, VmCreate, VmId, VmPhase, VmSpec,
+};
+use dwcp_vmm::config::{Boot, CHAIN_FILES_MAX, DiskFormat};
 
 use crate::errors::{conflict, impossible, internal, invalid, record};
+use crate::forks::not_a_template;
 use crate::hardware::own_file;
 use crate::layers::open_memory;
 use crate::node::Node;
+use crate::snapshots::has_own_disks;
 use crate::state::now_ms;
 use crate::steps::step;
 
+/// A snapshot or a template that disks stand on.
+pub(crate) struct Lower {
+    /// Where its files are.
+    files: PathBuf,
+    is_template: bool,
+    /// What it stands on itself.
+    origin: Option<Origin>,
+    /// The machine that it is, or is of.
+    pub id: VmId,
+    /// What that machine is called.
+    pub name: Name,
+}
+
+impl Lower {
+    /// What one of the disks is in it.
+    pub(crate) fn file(&self, disk: &DiskSpec) -> (PathBuf, DiskFormat) {
+        let own = own_file(disk, self.origin.as_ref());
+        let name = match self.is_template {
+            true => own.name,
+            false => own.kept_name,
+        };
+        (self.files.join(name), own.format)
+    }
+}
+
 impl Node {
-    /// The snapshots that a machine's disks stand on, the newest first.
-    pub(crate) async fn below(&self, vm: &Vm) -> Answer<Vec<Snapshot>> {
-        self.snapshots_below(&vm.project, vm.origin.clone()).await
+    /// What a machine's disks stand on, the newest first.
+    pub(crate) async fn below(&self, vm: &Vm) -> Answer<Vec<Lower>> {
+        self.all_below(&vm.project, vm.origin.clone()).await
     }
 
-    async fn snapshots_below(
-        &self,
-        project: &Name,
-        mut origin: Option<Origin>,
-    ) -> Answer<Vec<Snapshot>> {
+    async fn all_below(&self, project: &Name, mut origin: Option<Origin>) -> Answer<Vec<Lower>> {
         let mut below = Vec::new();
         while let Some(at) = origin.take() {
-            let snapshot = self.find_snapshot(project, &at.snapshot).await?.value;
-            if snapshot.id != at.snapshot_id {
-                return Err(conflict(format!(
-                    "Snapshot {} is another one than its disks stand on",
-                    at.snapshot
-                )));
-            }
-            origin.clone_from(&snapshot.origin);
-            below.push(snapshot);
+            let lower = match at.template {
+                false => self.snapshot_below(project, &at).await?,
+                true => self.template_below(&at).await?,
+            };
+            origin.clone_from(&lower.origin);
+            below.push(lower);
         }
         Ok(below)
     }
 
+    async fn snapshot_below(&self, project: &Name, at: &Origin) -> Answer<Lower> {
+        let snapshot = self.find_snapshot(project, &at.snapshot).await?.value;
+        if snapshot.id != at.snapshot_id {
+            return Err(conflict(format!(
+                "Snapshot {} is another one than its disks stand on",
+                at.snapshot
+            )));
+        }
+        Ok(Lower {
+            files: self.snapshot_dir(&snapshot.id),
+            is_template: false,
+            id: snapshot.vm_id,
+            name: snapshot.vm,
+            origin: snapshot.origin,
+        })
+    }
+
+    async fn template_below(&self, at: &Origin) -> Answer<Lower> {
+        let template = self.records.vm_by_id(&at.snapshot_id).await;
+        let template = template.map_err(record)?.ok_or_else(|| {
+            conflict(format!(
+                "Template {}, which its disks stand on, is gone",
+                at.snapshot
+            ))
+        })?;
+        Ok(Lower {
+            files: self.vm_dir(&template.id),
+            is_template: true,
+            id: template.id,
+            name: template.name,
+            origin: template.origin,
+        })
+    }
+
     /// Whether a snapshot of a machine could be gone on from: its disks would stand on one file more.
     pub(crate) async fn check_height(&self, vm: &Vm) -> Answer<()> {
+        if !has_own_disks(vm) {
+            return Ok(());
+        }
         let below = self.below(vm).await?.len();
         // The snapshot's own, one that is written, and the image below all.
-        if below + 3 > CHAIN_FILES_MAX && !vm.spec.disks.is_empty() {
+        if below + 3 > CHAIN_FILES_MAX {
             return Err(impossible(format!(
                 "{} stands on {below} snapshots already, and disks are at most {CHAIN_FILES_MAX} files on each other: \
                  nothing could go on from another one",
@@ -63,9 +123,10 @@ impl Node {
             snapshot: snapshot.name.clone(),
             snapshot_id: snapshot.id.clone(),
             restore: uuid::Uuid::now_v7().to_string(),
+            template: false,
         };
         let below = self
-            .snapshots_below(&snapshot.project, Some(origin.clone()))
+            .all_below(&snapshot.project, Some(origin.clone()))
             .await?;
         // Its own file, and the image below all.
         let files = below.len() + 2;
@@ -95,14 +156,6 @@ impl Node {
         }
         let snapshot = self.find_snapshot(project, name).await?.value;
         let mut spec = snapshot.spec.clone();
-        if !spec.networks.is_empty() {
-            return Err(impossible(format!(
-                "Snapshot {name} is of a machine with a network card, whose address its guest would go on using beside \
-                 {}: in this version of DWCP only a machine without cards can be made from a snapshot (`dwcp vm restore \
-                 {} {name}` goes back to it)",
-                snapshot.vm, snapshot.vm
-            )));
-        }
         spec.restart = request.restart.unwrap_or(spec.restart);
         spec.tags.extend(request.tags.clone());
         let origin = self.origin_in(&snapshot).await?;
@@ -180,21 +233,10 @@ impl Node {
     /// Starts a machine's process as what a snapshot holds, and lets it run. Its record changes in between: from then on
     /// its disks are those that stand on the snapshot.
     pub(crate) async fn go_on_from(&self, vm: &Vm, origin: &Origin, permit: u64) -> Answer<()> {
-        let below = self
-            .snapshots_below(&vm.project, Some(origin.clone()))
-            .await?;
-        let Some(snapshot) = below.first() else {
-            return Err(conflict("The snapshot is gone"));
-        };
-        let dirs = self.layer_dirs(snapshot).await?;
-        let memory = tokio::task::spawn_blocking(move || open_memory(&dirs));
-        let memory = memory.await.map_err(internal)??;
-        self.spawn_vmm(vm, Boot::Shell, Vec::new()).await?;
-        self.vmm(&vm.id, move |vmm| {
-            let layers: Vec<BorrowedFd<'_>> = memory.iter().map(AsFd::as_fd).collect();
-            vmm.restore(&layers)
-        })
-        .await?;
+        match origin.template {
+            true => self.become_fork(vm, origin).await?,
+            false => self.become_snapshot(vm, origin).await?,
+        }
         self.lengthen_all(vm).await?;
         step("restore.loaded").await;
         let now = now_ms();
@@ -206,6 +248,25 @@ impl Node {
         changed.await.map_err(record)?;
         step("restore.recorded").await;
         self.vmm(&vm.id, move |vmm| vmm.run(permit)).await
+    }
+
+    async fn become_snapshot(&self, vm: &Vm, origin: &Origin) -> Answer<()> {
+        let snapshot = self
+            .find_snapshot(&vm.project, &origin.snapshot)
+            .await?
+            .value;
+        if snapshot.id != origin.snapshot_id {
+            return Err(conflict("The snapshot is gone"));
+        }
+        let dirs = self.layer_dirs(&snapshot).await?;
+        let memory = tokio::task::spawn_blocking(move || open_memory(&dirs));
+        let memory = memory.await.map_err(internal)??;
+        self.spawn_vmm(vm, Boot::Shell, Vec::new()).await?;
+        self.vmm(&vm.id, move |vmm| {
+            let layers: Vec<BorrowedFd<'_>> = memory.iter().map(AsFd::as_fd).collect();
+            vmm.restore(&layers)
+        })
+        .await
     }
 
     /// Removes the files that were made for a restore that failed.
@@ -251,6 +312,7 @@ fn beyond_name(request: &VmCreate) -> Answer<Option<String>> {
 }
 
 fn restorable(vm: &Vm) -> Answer<()> {
+    not_a_template(vm)?;
     match vm.phase {
         VmPhase::Stopped | VmPhase::Crashed => Ok(()),
         VmPhase::Running | VmPhase::Paused | VmPhase::Starting => Err(conflict(format!(

@@ -14,6 +14,7 @@ use dwcp_vmm::config::DiskFormat as Layer;
 use dwcp_vmm::protocol::{DeviceStatus, Status};
 
 use crate::errors::{conflict, impossible, internal, invalid, record};
+use crate::forks::not_a_template;
 use crate::hardware::{self, own_file};
 use crate::node::Node;
 use crate::state::object;
@@ -68,6 +69,7 @@ impl Node {
         let Some(vm) = self.records.vm_by_id(id).await.map_err(record)? else {
             return Err(conflict("The machine was deleted meanwhile"));
         };
+        not_a_template(&vm)?;
         let is_here = matches!(vm.phase, VmPhase::Running | VmPhase::Paused);
         if !is_here || vm.desired != Desired::Running || self.is_migrating(id) {
             return Err(conflict(format!(
@@ -92,6 +94,7 @@ impl Node {
         let Some(vm) = vm else {
             return Err(conflict("The machine was deleted meanwhile"));
         };
+        not_a_template(&vm)?;
         if vm.phase != phase || self.is_migrating(id) {
             return Err(conflict(format!(
                 "{} {not}: it is {}",
@@ -121,6 +124,7 @@ impl Node {
     ) -> Answer<Versioned<Vm>> {
         let vm = self.find_vm(project, name).await?.value;
         let _life = self.life_soon(&vm.id).await?;
+        not_a_template(&vm)?;
         if vm.spec.hugepages {
             return Err(impossible(format!(
                 "{name}'s memory is of huge pages, of which a guest gives up none"
@@ -175,6 +179,7 @@ impl Node {
         let _life = self.life_soon(&id).await?;
         // As it is now that nobody else changes it.
         let vm = self.find_vm(project, name).await?.value;
+        not_a_template(&vm)?;
         let Some(at) = vm.spec.disks.iter().position(|of| of.name == disk) else {
             return Err(Fault::not_found(format!("disk {disk} of {name}")));
         };
@@ -278,6 +283,7 @@ fn word(phase: VmPhase) -> String {
 
 /// Says what to do about a machine whose guest cannot be spoken with.
 pub(crate) fn runs(vm: &Vm) -> Answer<()> {
+    not_a_template(vm)?;
     match vm.phase {
         VmPhase::Running | VmPhase::Migrating => Ok(()),
         VmPhase::Paused => Err(conflict(format!(

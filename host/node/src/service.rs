@@ -7,14 +7,15 @@ use dwcp_api::service::{
 use dwcp_api::{Fault, Principal, Service};
 use dwcp_control::Name;
 use dwcp_control::records::{
-    AuditCheckpoint, AuditRecord, Binding, Decision, Desired, DiskResize, Event, Host, HostAdd,
-    Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration, Operation, Plugin,
+    AuditCheckpoint, AuditRecord, Binding, Decision, Desired, DiskResize, Event, ForkRequest, Host,
+    HostAdd, Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration, Operation, Plugin,
     PluginInstall, Policy, RestoreRequest, Snapshot, SnapshotCreate, Template, Vm, VmCreate,
     VmPhase, VmStats,
 };
 use serde_json::json;
 
 use crate::errors::{conflict, internal, invalid, record, unavailable};
+use crate::forks::not_a_template;
 use crate::identity::{Came, Strangers};
 use crate::node::Node;
 use crate::peers;
@@ -218,6 +219,10 @@ impl Service for Node {
             self.permit(&vm).await?;
             // Whoever restores it counts on it not being wanted meanwhile.
             let _life = self.life_soon(&vm.id).await?;
+            let vm = self.find_vm(project, name).await?.value;
+            if vm.phase == VmPhase::Template {
+                self.end_template(&vm).await?;
+            }
             self.records
                 .change_vm(&vm.id, |vm| vm.desired = Desired::Running)
                 .await
@@ -243,6 +248,7 @@ impl Service for Node {
     ) -> Answer<Operation> {
         let checked = async {
             let vm = self.find_vm(project, name).await?.value;
+            not_a_template(&vm)?;
             match vm.phase {
                 VmPhase::Running | VmPhase::Paused | VmPhase::Starting => Ok(vm),
                 VmPhase::Crashed if vm.desired == Desired::Running => Ok(vm),
@@ -431,6 +437,32 @@ impl Service for Node {
                 .await;
         });
         Ok(operation)
+    }
+
+    async fn vm_fork(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        request: ForkRequest,
+    ) -> Answer<(Vec<Vm>, Operation)> {
+        let at = object(project, name);
+        let made = self.fork(who, project, name, &request).await;
+        let made = self.audited(who, "vm.fork", &at, json!(request), made);
+        let (forks, warnings) = made.await?;
+        for fork in &forks {
+            let message = format!("{} is a fork of {name}", fork.name);
+            let at = object(project, &fork.name);
+            self.events.emit("vm.created", &at, message).await;
+        }
+        self.warned("vm.fork", &at, &warnings).await;
+        let begun = self
+            .operations
+            .begin_warned("vm.fork", &at, "starting", warnings);
+        let (operation, running) = begun.await?;
+        let (node, name, started) = (self.arc()?, name.clone(), forks.clone());
+        tokio::spawn(async move { running.end(&node.start_forks(name, started).await).await });
+        Ok((forks, operation))
     }
 
     async fn snapshot_list(&self, project: &Name, request: PageRequest) -> Answer<Page<Snapshot>> {

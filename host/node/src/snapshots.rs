@@ -24,6 +24,7 @@ use dwcp_vmm::protocol::SnapshotOrder;
 
 use crate::errors::{conflict, impossible, internal, record};
 use crate::events::Running;
+use crate::forks::not_a_template;
 use crate::hardware::own_file;
 use crate::layers::{Below, memory_name, publish_memory};
 use crate::node::Node;
@@ -66,6 +67,7 @@ impl Node {
         request: &SnapshotCreate,
     ) -> Answer<Vm> {
         let vm = self.find_vm(project, &request.vm).await?.value;
+        not_a_template(&vm)?;
         if vm.phase != VmPhase::Running {
             return Err(conflict(format!(
                 "{} does not run here: a snapshot is taken of a running machine",
@@ -332,7 +334,8 @@ fn exists(name: &Name, project: &Name) -> dwcp_api::Fault {
     ))
 }
 
-fn has_own_disks(vm: &Vm) -> bool {
+/// Whether a machine has disks that it writes to.
+pub(crate) fn has_own_disks(vm: &Vm) -> bool {
     vm.spec.disks.iter().any(|disk| !disk.read_only)
 }
 

@@ -14,8 +14,8 @@ use dwcp_control::records::{
 use dwcp_store::{Store, Typed, TypedError, Versioned};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::cards::KeptNetwork;
 use crate::errors::record;
-use crate::hardware::KeptNetwork;
 
 /// Milliseconds since the Unix epoch, now.
 pub(crate) fn now_ms() -> u64 {

@@ -126,7 +126,7 @@ impl Node {
                 return Err(conflict(format!("{} is paused: resume it", vm.name)));
             }
             VmPhase::Stopped | VmPhase::Crashed | VmPhase::Starting => {}
-            VmPhase::Incoming | VmPhase::InDoubt | VmPhase::Moved => {
+            VmPhase::Incoming | VmPhase::InDoubt | VmPhase::Moved | VmPhase::Template => {
                 return Err(conflict(format!(
                     "{} cannot be started here: {}",
                     vm.name, vm.reason
@@ -256,6 +256,9 @@ impl Node {
             .read(true)
             .open(dir.join("serial.log"))
             .map_err(internal)?;
+        let origin = vm.origin.as_ref().filter(|origin| origin.template);
+        let origin = origin.filter(|_| boot == Boot::Shell);
+        let template = origin.map(|origin| origin.snapshot_id.as_str());
         let config = VmConfig {
             id: vm.id.clone(),
             vcpus: vm.spec.vcpus,
@@ -276,7 +279,7 @@ impl Node {
             file_bytes: self.longest_file(vm),
         };
         self.launcher
-            .spawn_vmm(&vm.id, needs, json, descriptors, hardware.nics)
+            .spawn_vmm(&vm.id, needs, template, json, descriptors, hardware.nics)
             .await?;
         // Before its guest runs, which may connect at once.
         self.listen_to_guest(&vm.id).await;
@@ -318,6 +321,8 @@ impl Node {
             }
             let life = self.life(id);
             let _life = life.lock().await;
+            // Its guest may have reset itself while its life was another's.
+            let force = force || self.is_down(id).await?;
             if !force {
                 self.still_running(id, force).await?;
             }
@@ -420,6 +425,7 @@ impl Node {
     pub(crate) async fn remove(&self, vm: &Vm) -> Answer<()> {
         self.launcher.end(&vm.id).await?;
         self.forgive(&vm.id);
+        self.shells.claim(&vm.id);
         // First what takes room, then the record by which it is found: one that is cut off is done by asking again.
         match tokio::fs::remove_dir_all(self.vm_dir(&vm.id)).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

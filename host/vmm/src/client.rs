@@ -155,7 +155,16 @@ impl VmmClient {
 
     /// The device state of the paused VM: a sealed memfd and its length in bytes.
     pub fn save(&mut self) -> Result<(OwnedFd, u64), ClientError> {
-        match self.ask(&Request::Save, None)? {
+        self.state(&Request::Save)
+    }
+
+    /// The same, of a VM that forks are to be made of.
+    pub fn save_template(&mut self) -> Result<(OwnedFd, u64), ClientError> {
+        self.state(&Request::SaveTemplate)
+    }
+
+    fn state(&mut self, request: &Request) -> Result<(OwnedFd, u64), ClientError> {
+        match self.ask(request, None)? {
             (Reply::State { bytes }, Some(fd)) => Ok((fd, bytes)),
             (Reply::State { .. }, None) => Err(ClientError::NoDescriptor),
             (other, _) => Err(ClientError::Unexpected(other)),
@@ -185,13 +194,9 @@ impl VmmClient {
         self.done_with(&Request::Restore, layers)
     }
 
-    /// Makes a shell what a template was.
-    pub fn fork(
-        &mut self,
-        memory: BorrowedFd<'_>,
-        state: BorrowedFd<'_>,
-    ) -> Result<(), ClientError> {
-        self.done_with(&Request::Fork, &[memory, state])
+    /// Makes a shell what the template was whose memory it was given.
+    pub fn fork(&mut self, state: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.done(&Request::Fork, Some(state))
     }
 
     /// How the VM is.

@@ -89,6 +89,8 @@ pub enum Request {
     DirtyStop,
     /// Writes the device state of a paused VM; the reply carries it as a sealed memfd.
     Save,
+    /// The same, for forks of this VM. Refused if its memory is private to this process.
+    SaveTemplate,
     /// Takes a device state (one descriptor: a memfd) into a VM that was started as incoming.
     Load,
     /// Writes the paused VM as a snapshot into an empty file (one descriptor), and syncs it. Takes as long as that
@@ -98,7 +100,8 @@ pub enum Request {
     /// change. If all are raw they are mapped copy-on-write, and the caller has had their memory checked. If not, memory
     /// comes from them while the guest runs, each chunk checked; the process ends when one is damaged.
     Restore,
-    /// Makes a shell what a template was: its memory (a memfd sealed as a template) and its device state.
+    /// Makes a shell what a template was: its device state (one descriptor). The template's memory, sealed, is what the
+    /// shell was given for memory when it was started.
     Fork,
     /// How the VM is.
     Status,

@@ -100,8 +100,7 @@ fn no_two_restored_or_forked_vms_share_one_although_none_was_chosen() {
         if id.len() == 3 {
             client.restore(&[snapshot.as_fd()]).unwrap();
         } else {
-            let memory = bed.guest.memory.as_fd();
-            client.fork(memory, state.as_fd()).unwrap();
+            client.fork(state.as_fd()).unwrap();
         }
         client.run(2).unwrap();
         let generation = in_state(&mut client);

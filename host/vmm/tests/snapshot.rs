@@ -423,14 +423,12 @@ fn forks_of_a_sealed_template_go_on_apart() {
     let mut bed = Bed::new(64);
     bed.vcpus = 2;
     let (template, mut client, tick) = paused(&bed);
-    let (state, _) = client.save().unwrap();
+    let (state, _) = client.save_template().unwrap();
     let shells = ["one", "two", "three"].map(|id| bed.shell(id));
     // Not as long as the template could run.
     assert!(seal_template(&bed.guest.memory).is_err());
     let mut early = shells[0].client().unwrap();
-    let refused = early
-        .fork(bed.guest.memory.as_fd(), state.as_fd())
-        .unwrap_err();
+    let refused = early.fork(state.as_fd()).unwrap_err();
     assert!(refused.to_string().contains("seal"), "{refused}");
     drop(early);
     drop(template);
@@ -439,9 +437,7 @@ fn forks_of_a_sealed_template_go_on_apart() {
         .iter()
         .map(|shell| {
             let mut client = shell.client().unwrap();
-            client
-                .fork(bed.guest.memory.as_fd(), state.as_fd())
-                .unwrap();
+            client.fork(state.as_fd()).unwrap();
             client.run(2).unwrap();
             (shell, client)
         })
@@ -449,6 +445,10 @@ fn forks_of_a_sealed_template_go_on_apart() {
     for (shell, mut client) in forks {
         goes_on(shell, &mut client, 0);
         assert_eq!(Serial::of(shell).ticks()[0].tick, tick + 1);
+        // Its pages are its process's alone: nothing could be laid over them.
+        client.pause().unwrap();
+        let refused = client.save_template().unwrap_err();
+        assert!(refused.to_string().contains("private"), "{refused}");
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod console;
 pub(crate) mod decisions;
 pub(crate) mod events;
+pub(crate) mod forks;
 pub(crate) mod hosts;
 pub(crate) mod images;
 pub(crate) mod marketplace;
@@ -40,6 +41,7 @@ pub(crate) fn keyed() -> OpenApiRouter<Api> {
         .merge(images::routes())
         .merge(vms::routes())
         .merge(running::routes())
+        .merge(forks::routes())
         .merge(snapshots::routes())
         .merge(console::routes())
         .merge(migrations::routes())

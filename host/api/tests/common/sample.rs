@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use dwcp_control::Name;
 use dwcp_control::records::{
     Capacity, CpuBaseline, Desired, DeviceStats, Host, HostCpu, MarketplaceItem, MigrateRequest,
-    Migration, MigrationPhase, OfferedBaseline, Operation, OperationState, Placement, Progress,
-    RestartPolicy, Round, Side, Snapshot, VcpuStats, Vm, VmCreate, VmPhase, VmSpec, VmStats,
+    Migration, MigrationPhase, OfferedBaseline, Operation, OperationState, Origin, Placement,
+    Progress, RestartPolicy, Round, Side, Snapshot, VcpuStats, Vm, VmCreate, VmPhase, VmSpec,
+    VmStats,
 };
 use sha2::{Digest, Sha256};
 
@@ -107,6 +108,23 @@ pub(super) fn stats(vm: &Vm) -> VmStats {
         balloon_bytes: 0,
         console_bytes: 8_192,
         devices: vec![device("rng", 3), device("root", 1_904)],
+    }
+}
+
+/// A fork of a machine.
+pub(super) fn fork(template: &Vm, name: Name) -> Vm {
+    Vm {
+        id: format!("{}-{name}", template.id),
+        name,
+        phase: VmPhase::Running,
+        placement: None,
+        origin: Some(Origin {
+            snapshot: template.name.clone(),
+            snapshot_id: template.id.clone(),
+            restore: "0".into(),
+            template: true,
+        }),
+        ..template.clone()
     }
 }
 

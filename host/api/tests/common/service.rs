@@ -11,9 +11,9 @@ use dwcp_api::service::{
 use dwcp_control::Name;
 use dwcp_control::records::{
     AuditCheckpoint, AuditRecord, Base, Binding, BindingMode, Decision, Desired, DiskResize, Event,
-    Host, HostAdd, Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration, MigrationPhase,
-    Operation, OperationState, Plugin, PluginInstall, Policy, RestoreRequest, Snapshot,
-    SnapshotCreate, Template, Vm, VmCreate, VmPhase, VmStats,
+    ForkRequest, Host, HostAdd, Image, MarketplaceItem, MemoryTarget, MigrateRequest, Migration,
+    MigrationPhase, Operation, OperationState, Plugin, PluginInstall, Policy, RestoreRequest,
+    Snapshot, SnapshotCreate, Template, Vm, VmCreate, VmPhase, VmStats,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
@@ -349,6 +349,36 @@ impl Service for Fake {
         let object = object_of(project, name);
         self.happened(&who.name, "vm.restored", &object, "It goes on");
         Ok(self.simple("vm.restore", &object))
+    }
+
+    async fn vm_fork(
+        &self,
+        who: &Principal,
+        project: &Name,
+        name: &Name,
+        request: ForkRequest,
+    ) -> Answer<(Vec<Vm>, Operation)> {
+        let template = self.vm(project, name)?.value;
+        if template.phase != VmPhase::Template && !request.seal {
+            return refuse(FaultKind::Conflict, "The machine is no template yet");
+        }
+        self.set_vm(Vm {
+            phase: VmPhase::Template,
+            desired: Desired::Stopped,
+            ..template.clone()
+        });
+        let numbered = |number| Name::new(format!("{name}-{number}")).unwrap();
+        let names = match request.name {
+            Some(name) => vec![name],
+            None => (1..=request.count.unwrap_or(1)).map(numbered).collect(),
+        };
+        let mut forks = Vec::new();
+        for name in names {
+            forks.push(self.set_vm(sample::fork(&template, name)).value);
+        }
+        let object = object_of(project, name);
+        self.happened(&who.name, "vm.sealed", &object, "It is a template");
+        Ok((forks, self.simple("vm.fork", &object)))
     }
 
     async fn snapshot_list(&self, project: &Name, page: PageRequest) -> Answer<Page<Snapshot>> {

@@ -42,6 +42,22 @@ pub struct NetworkSpec {
     /// Its IPv4 address, with the length of the network's prefix. The machine learns it by DHCP.
     #[schema(example = "10.83.0.5/24")]
     pub address: String,
+    /// What the guest takes for these two, if it goes on from where another one was: they are mapped to each other, so
+    /// that nothing inside must change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<CardInside>,
+}
+
+/// The addresses of a network card as its guest knows them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CardInside {
+    /// Its Ethernet address.
+    #[schema(example = "02:c3:1f:0a:7b:00")]
+    pub mac: String,
+    /// Its IPv4 address, with the length of the prefix that the guest knows.
+    #[schema(example = "10.83.0.5/24")]
+    pub address: String,
 }
 
 /// What a machine is told when it starts for the first time, by cloud-init's NoCloud data source.

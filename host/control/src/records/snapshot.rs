@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub vm_id: VmId,
     /// What that machine was.
     pub spec: VmSpec,
-    /// The snapshot that the machine's disks stood on.
+    /// The snapshot or the template that the machine's disks stood on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// The snapshot since which it holds what changed of the memory. One without holds all of it.
@@ -49,7 +49,7 @@ pub struct Base {
     pub snapshot_id: String,
 }
 
-/// The snapshot that a machine went on from last.
+/// The snapshot or the template that a machine went on from last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Origin {
     /// Its name, in the machine's project.
@@ -58,6 +58,9 @@ pub struct Origin {
     pub snapshot_id: String,
     /// Identity of this restore: the disks that were made for it carry it in their name.
     pub restore: String,
+    /// Whether it is no snapshot but a template: a machine, of which this one is a fork.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
 }
 
 /// Takes a snapshot of a running machine.

@@ -98,6 +98,12 @@ pub enum NetworkError {
         #[source]
         source: std::io::Error,
     },
+    /// A namespace for one interface.
+    #[error("The kernel refused a network namespace for an interface whose addresses are mapped")]
+    Namespace(#[source] nix::errno::Errno),
+    /// The addresses inside and outside are the same.
+    #[error("{0} cannot be mapped to itself: give the interface another address on its network")]
+    MappedToItself(Ipv4Prefix),
     /// A setting of a bridge.
     #[error("The setting {path} cannot be changed")]
     Setting {
@@ -113,4 +119,15 @@ pub enum NetworkError {
     /// The host does not forward.
     #[error(transparent)]
     Forwarding(#[from] ForwardingError),
+}
+
+impl NetworkError {
+    /// Whether a link could not be made because there is one of that name.
+    pub fn is_taken(&self) -> bool {
+        match self {
+            Self::Tap { source, .. } => source.raw_os_error() == Some(libc::EBUSY),
+            Self::Link { source, .. } => source.errno() == Some(nix::errno::Errno::EEXIST),
+            _ => false,
+        }
+    }
 }

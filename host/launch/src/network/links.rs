@@ -5,6 +5,7 @@
 //! links are for.
 
 use std::net::Ipv4Addr;
+use std::os::fd::RawFd;
 
 use dwcp_launch::address::{Ipv4Prefix, Mac};
 use nix::errno::Errno;
@@ -22,6 +23,8 @@ const INET: u8 = libc::AF_INET as u8;
 const BRIDGE: &str = "bridge";
 // linux/if_link.h, where the libc crate has no name for them.
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+const VETH: &str = "veth";
+const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
@@ -91,6 +94,85 @@ impl Links {
             return Err(error);
         }
         Ok(index)
+    }
+
+    /// Makes a pair of links, both down: one here, and its peer, with the address `mac`, in another namespace. One goes
+    /// with the other.
+    pub fn add_pair(
+        &mut self,
+        name: &str,
+        peer: &str,
+        mac: Mac,
+        namespace: RawFd,
+    ) -> Result<(), NetlinkError> {
+        let message = link(libc::RTM_NEWLINK, MAKE, 0)
+            .text(libc::IFLA_IFNAME, name)
+            .nested(libc::IFLA_LINKINFO, |info| {
+                info.text(libc::IFLA_INFO_KIND, VETH)
+                    .nested(libc::IFLA_INFO_DATA, |data| {
+                        data.nested_after(VETH_INFO_PEER, &link_header(0), |other| {
+                            other
+                                .text(libc::IFLA_IFNAME, peer)
+                                .attribute(libc::IFLA_ADDRESS, &mac.bytes())
+                                .attribute(libc::IFLA_NET_NS_FD, &namespace.to_ne_bytes())
+                        })
+                    })
+            });
+        self.netlink.request(message)
+    }
+
+    /// Gives a link an Ethernet address.
+    pub fn set_mac(&mut self, index: u32, mac: Mac) -> Result<(), NetlinkError> {
+        let message = link(libc::RTM_SETLINK, DO, index);
+        self.netlink
+            .request(message.attribute(libc::IFLA_ADDRESS, &mac.bytes()))
+    }
+
+    /// Leads what is for a network to a link, by a router if there is one.
+    pub fn add_route(
+        &mut self,
+        index: u32,
+        to: Ipv4Prefix,
+        router: Option<Ipv4Addr>,
+    ) -> Result<(), NetlinkError> {
+        let scope = match router {
+            Some(_) => libc::RT_SCOPE_UNIVERSE,
+            None => libc::RT_SCOPE_LINK,
+        };
+        // struct rtmsg: family, lengths of destination and source, type of service, table, protocol, scope, type, flags.
+        let table = [
+            libc::RT_TABLE_MAIN,
+            libc::RTPROT_STATIC,
+            scope,
+            libc::RTN_UNICAST,
+        ];
+        let mut header = [INET, to.length(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        header[4..8].copy_from_slice(&table);
+        let mut message = Message::new(libc::RTM_NEWROUTE, MAKE, &header)
+            .attribute(libc::RTA_DST, &to.address().octets())
+            .attribute(libc::RTA_OIF, &index.to_ne_bytes());
+        if let Some(router) = router {
+            message = message.attribute(libc::RTA_GATEWAY, &router.octets());
+        }
+        self.netlink.request(message)
+    }
+
+    /// Says for good who has an address behind a link.
+    pub fn add_neighbour(
+        &mut self,
+        index: u32,
+        address: Ipv4Addr,
+        mac: Mac,
+    ) -> Result<(), NetlinkError> {
+        // struct ndmsg: family, index, state, flags, type.
+        let mut header = [0; 12];
+        header[0] = INET;
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        header[8..10].copy_from_slice(&libc::NUD_PERMANENT.to_ne_bytes());
+        let message = Message::new(libc::RTM_NEWNEIGH, MAKE, &header)
+            .attribute(libc::NDA_DST, &address.octets())
+            .attribute(libc::NDA_LLADDR, &mac.bytes());
+        self.netlink.request(message)
     }
 
     /// Puts a link into a bridge and sets it up. Its frames pass from then on.

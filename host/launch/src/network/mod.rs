@@ -16,6 +16,7 @@ mod forwarding;
 mod keep;
 mod links;
 mod lock;
+mod mapped;
 mod names;
 mod netlink;
 mod nft;
@@ -41,6 +42,7 @@ pub use error::NetworkError;
 use filter::{Filter, Identity};
 use links::{GROUP, Links, Port};
 use lock::Lock;
+use mapped::Mapped;
 pub use names::Prefix;
 use names::Role;
 use netlink::NetlinkError;
@@ -268,6 +270,7 @@ impl Networks {
             .ok_or_else(|| NetworkError::Unknown(spec.network.clone()))?;
         self.check(network, spec)?;
         let (bridge, isolated) = (network.index, network.kind == NetworkKind::Nat);
+        let gateway = network.gateway();
         let tap = self.prefix.tap(slot, number);
         // From here on `detach` removes what is made.
         let nic = Nic {
@@ -282,12 +285,29 @@ impl Networks {
         let place = self.nics.len();
         self.nics.push(nic);
         let table = self.prefix.to_string();
+        let nft = self.nft.clone();
         let Kernel { links, filter, .. } = self.take_hold(PATIENCE)?;
         let failed = |source| NetworkError::Link {
             name: tap.clone(),
             source,
         };
-        let device = make_tap(links, &tap)?;
+        let make = || match spec.inside {
+            None => tap::create(&tap).map_err(|source| NetworkError::Tap {
+                name: tap.clone(),
+                source,
+            }),
+            Some(inside) => mapped::make(
+                &nft,
+                Mapped {
+                    outer: tap.clone(),
+                    mac: spec.mac,
+                    address: spec.address,
+                    gateway,
+                    inside,
+                },
+            ),
+        };
+        let device = make_device(links, &tap, make)?;
         let kept = device.try_clone().map_err(|source| NetworkError::Tap {
             name: tap.clone(),
             source,
@@ -335,6 +355,12 @@ impl Networks {
                 network: spec.network.clone(),
                 subnet,
             });
+        }
+        if spec
+            .inside
+            .is_some_and(|inside| inside.address.address() == address)
+        {
+            return Err(NetworkError::MappedToItself(spec.address));
         }
         let taken = |what: String| NetworkError::Taken {
             what,
@@ -472,7 +498,7 @@ impl Networks {
         for link in found {
             let is_ours = match self.prefix.role(&link.name) {
                 Some(Role::Bridge) => link.kind == "bridge" && link.group == GROUP,
-                Some(Role::Tap) => link.kind == "tun",
+                Some(Role::Tap) => ["tun", "veth"].contains(&link.kind.as_str()),
                 None => false,
             };
             if is_ours {
@@ -536,20 +562,20 @@ impl Nic {
     }
 }
 
-/// Makes a tap whose name nobody else has; a leftover of that name goes first.
-fn make_tap(links: &mut Links, name: &str) -> Result<OwnedFd, NetworkError> {
-    let failed = |source| NetworkError::Tap {
-        name: name.to_owned(),
-        source,
-    };
-    match tap::create(name) {
-        Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-            let index = links.index(name).map_err(NetworkError::Links)?;
-            links.remove(index).map_err(NetworkError::Links)?;
-            tap::create(name).map_err(failed)
-        }
-        other => other.map_err(failed),
+/// Makes what has a name that nobody else has; a leftover of that name goes first.
+fn make_device(
+    links: &mut Links,
+    name: &str,
+    make: impl Fn() -> Result<OwnedFd, NetworkError>,
+) -> Result<OwnedFd, NetworkError> {
+    let made = make();
+    if made.as_ref().is_err_and(NetworkError::is_taken)
+        && let Ok(index) = links.index(name)
+    {
+        links.remove(index).map_err(NetworkError::Links)?;
+        return make();
     }
+    made
 }
 
 /// A bridge's MAC: the same on every host for the same subnet, so that a VM that moves still knows its router.

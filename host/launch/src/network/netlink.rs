@@ -87,8 +87,20 @@ impl Message {
     }
 
     /// Adds an attribute that consists of others.
-    pub fn nested(mut self, kind: u16, build: impl FnOnce(Self) -> Self) -> Self {
+    pub fn nested(self, kind: u16, build: impl FnOnce(Self) -> Self) -> Self {
+        self.nested_after(kind, &[], build)
+    }
+
+    /// The same, with a header before them.
+    pub fn nested_after(
+        mut self,
+        kind: u16,
+        header: &[u8],
+        build: impl FnOnce(Self) -> Self,
+    ) -> Self {
         let start = self.begin(kind | libc::NLA_F_NESTED as u16);
+        self.bytes.extend_from_slice(header);
+        self.pad();
         let mut inner = build(self);
         inner.end(start);
         inner

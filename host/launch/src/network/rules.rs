@@ -15,10 +15,12 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use dwcp_launch::address::Ipv4Prefix;
+use dwcp_launch::protocol::Inside;
 
 use super::filter::{Identity, SET};
 use super::forwarding::GUARD;
 use super::links::GROUP;
+use super::mapped::{GUEST, HOST, Mapped};
 use super::names::Prefix;
 
 /// Most elements of the set: two for each of four NICs of 256 VMs.
@@ -201,6 +203,43 @@ fn isolated(network: &Ruled<'_>, input: &mut String, forward: &mut String) -> st
     )
 }
 
+/// The rules of a namespace in which one guest's addresses are mapped, as `mapped` says.
+pub fn mapping(mapped: &Mapped) -> String {
+    let Inside { mac, address } = mapped.inside;
+    let (inside, own) = (address.address(), mapped.address.address());
+    format!(
+        r#"table inet dwcp {{
+	chain from_guest {{
+		type filter hook prerouting priority -300; policy accept;
+		iifname != "{GUEST}" accept
+		ether saddr != {mac} drop
+		meta nfproto != ipv4 drop
+		ip saddr != {inside} drop
+		udp sport 67 drop
+		udp dport 68 drop
+	}}
+	chain arriving {{
+		type nat hook prerouting priority -100; policy accept;
+		iifname "{HOST}" ip daddr {own} dnat ip to {inside}
+	}}
+	chain to_itself {{
+		type filter hook input priority 0; policy drop;
+	}}
+	chain through {{
+		type filter hook forward priority 0; policy drop;
+		iifname "{GUEST}" ct state new ct count over {FLOWS_MAX} drop
+		iifname "{GUEST}" oifname "{HOST}" accept
+		iifname "{HOST}" oifname "{GUEST}" accept
+	}}
+	chain leaving {{
+		type nat hook postrouting priority 100; policy accept;
+		oifname "{HOST}" ip saddr {inside} snat ip to {own}
+	}}
+}}
+"#
+    )
+}
+
 /// Lets this host forward for launchers' networks and for nothing else.
 pub fn guard() -> String {
     format!(
@@ -255,6 +294,25 @@ mod tests {
         assert_eq!(
             text, golden,
             "if this is meant: tests/golden/rules.nft\n{text}"
+        );
+    }
+
+    #[test]
+    fn the_rules_of_a_mapping_are_those_that_were_read_by_a_person() {
+        let text = mapping(&Mapped {
+            outer: "dwcp-0-0".into(),
+            mac: "02:00:00:00:00:09".parse().unwrap(),
+            address: "10.83.0.9/24".parse().unwrap(),
+            gateway: Some("10.83.0.1".parse().unwrap()),
+            inside: Inside {
+                mac: "02:00:00:00:00:05".parse().unwrap(),
+                address: "10.83.0.5/24".parse().unwrap(),
+            },
+        });
+        let golden = include_str!("../../tests/golden/mapping.nft");
+        assert_eq!(
+            text, golden,
+            "if this is meant: tests/golden/mapping.nft\n{text}"
         );
     }
 

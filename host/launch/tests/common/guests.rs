@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::net::{Ipv4Addr, UdpSocket};
 
 use dwcp_launch::address::Ipv4Prefix;
-use dwcp_launch::protocol::{Needs, Network, NetworkKind, NicSpec};
+use dwcp_launch::protocol::{Inside, Needs, Network, NetworkKind, NicSpec};
 use serde_json::json;
 
 use super::frames::{self, Arp, End, Mac};
@@ -64,14 +64,31 @@ impl Bed {
 
     /// A guest with one interface, whose last bytes are `last`.
     pub fn guest(&self, network: &str, subnet: Ipv4Prefix, last: u8) -> Guest {
-        let spec = nic(network, subnet, last);
-        let name = format!("vm-{network}-{last}");
-        let vmm = spawn(&self.launcher, &name, std::slice::from_ref(&spec));
+        self.guest_with(&nic(network, subnet, last), last, last)
+    }
+
+    /// A guest whose interface's last bytes are `last`, and which takes them for `inside`.
+    pub fn mapped(&self, network: &str, subnet: Ipv4Prefix, last: u8, inside: u8) -> Guest {
+        let of = nic(network, subnet, inside);
+        let spec = NicSpec {
+            inside: Some(Inside {
+                mac: of.mac,
+                address: of.address,
+            }),
+            ..nic(network, subnet, last)
+        };
+        self.guest_with(&spec, last, inside)
+    }
+
+    fn guest_with(&self, spec: &NicSpec, last: u8, inside: u8) -> Guest {
+        let name = format!("vm-{}-{last}", spec.network);
+        let vmm = spawn(&self.launcher, &name, std::slice::from_ref(spec));
+        let known = spec.inside.map_or(spec.address, |inside| inside.address);
         Guest {
             vmm: RefCell::new(vmm),
             name,
-            mac: frames::mac(last),
-            address: spec.address.address(),
+            mac: frames::mac(inside),
+            address: known.address(),
             seen: RefCell::default(),
         }
     }
@@ -153,6 +170,7 @@ pub fn nic(network: &str, subnet: Ipv4Prefix, last: u8) -> NicSpec {
         mac: frames::text(frames::mac(last)).parse().unwrap(),
         address: Ipv4Prefix::new(address, subnet.length()).unwrap(),
         network: network.parse().unwrap(),
+        inside: None,
     }
 }
 
@@ -164,6 +182,7 @@ pub fn spawn(launcher: &Launcher, name: &str, nics: &[NicSpec]) -> StandIn {
         client.spawn_vmm_with(
             &id(name),
             Needs::memory(MEMORY_BYTES),
+            None,
             config,
             &[ours],
             nics,

@@ -33,7 +33,6 @@ use crate::vcpu::{self, Shared, Vcpu, VcpuError};
 use changes::Changes;
 use filling::{Filling, FillingError};
 use snapshot::Origin;
-pub(crate) use snapshot::fork_parts;
 
 /// One virtual machine.
 #[derive(Debug)]
@@ -55,6 +54,8 @@ pub struct Machine {
     origin: Option<Origin>,
     /// What brings a shell's memory, until it is known that it need not.
     filling: Option<Filling>,
+    /// A template's memory, which a shell may be laid over with.
+    template: Option<OwnedFd>,
 }
 
 /// The descriptors that a machine is made of.
@@ -64,7 +65,7 @@ pub struct Parts {
     pub kvm: OwnedFd,
     /// `/dev/userfaultfd`, or another device where there is none.
     pub userfaultfd: OwnedFd,
-    /// Guest RAM; a shell has its own.
+    /// Guest RAM. A shell has its own, and may be given a template's here.
     pub memory: OwnedFd,
     /// The shared dirty bitmap.
     pub bitmap: OwnedFd,
@@ -130,6 +131,12 @@ pub enum RequestError {
     /// A state of another machine.
     #[error("The device state is of a VM with {0}")]
     OtherMachine(String),
+    /// Memory that no other process can be laid over with.
+    #[error(
+        "The memory of a restored or forked VM is private to its process, so no forks can be made of it: take a \
+         snapshot, and make VMs from that"
+    )]
+    NotShared,
     /// A request came without its file.
     #[error("The request came without the file that belongs to it")]
     NoFile,
@@ -201,10 +208,14 @@ impl Machine {
         last_words: LastWords,
     ) -> Result<Self, BuildError> {
         let size = config.memory_size()?;
-        let memory = Arc::new(match config.boot {
-            Boot::Shell => GuestMemory::reserve(size, open_page_map())?,
-            Boot::Fresh { .. } | Boot::Incoming => GuestMemory::map(parts.memory, size)?,
-        });
+        let (memory, template) = match config.boot {
+            Boot::Shell => {
+                let memory = GuestMemory::reserve(size, open_page_map())?;
+                (memory, Some(parts.memory))
+            }
+            Boot::Fresh { .. } | Boot::Incoming => (GuestMemory::map(parts.memory, size)?, None),
+        };
+        let memory = Arc::new(memory);
         let filling = match config.boot {
             Boot::Shell => Some(Filling::prepare(parts.userfaultfd, &memory, last_words)?),
             Boot::Fresh { .. } | Boot::Incoming => None,
@@ -260,6 +271,7 @@ impl Machine {
             changes: Changes::new(bitmap, kept),
             origin: None,
             filling,
+            template,
         })
     }
 

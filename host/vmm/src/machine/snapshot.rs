@@ -18,7 +18,7 @@ use super::filling::{Filling, FillingError};
 use super::{Boot, Machine, Phase, RequestError};
 use crate::config::{Generation, VCPUS_MAX};
 use crate::protocol::SnapshotOrder;
-use crate::state::{FORMAT, StateError};
+use crate::state::FORMAT;
 
 const CHUNK_MIB: u64 = (CHUNK_BYTES >> 20) as u64;
 
@@ -117,11 +117,20 @@ impl Machine {
         Ok(())
     }
 
-    /// Becomes what a template was: `memory` is its sealed memory, `state` its device state.
-    pub fn fork(&mut self, memory: OwnedFd, state: &[u8]) -> Result<(), RequestError> {
+    /// The device state of the paused machine, for forks of it.
+    pub fn save_template(&mut self) -> Result<Vec<u8>, RequestError> {
+        match self.config.boot {
+            Boot::Shell => Err(RequestError::NotShared),
+            Boot::Fresh { .. } | Boot::Incoming => self.save(),
+        }
+    }
+
+    /// Becomes what the template was whose sealed memory it was given when it was started: `state` is its device state.
+    pub fn fork(&mut self, state: &[u8]) -> Result<(), RequestError> {
         self.refuse_unless_empty("be forked")?;
         let size: MemorySize = self.vm.memory().size();
-        let pieces = Piece::of_template(memory.as_fd(), size)?;
+        let template = self.template.take().ok_or(RequestError::NotShared)?;
+        let pieces = Piece::of_template(template.as_fd(), size)?;
         self.origin = Some(Origin::Unnamed);
         self.filling = None;
         self.vm.memory().lay(&pieces)?;
@@ -156,14 +165,5 @@ impl Machine {
             return Err(self.refuse(action));
         }
         Ok(())
-    }
-}
-
-/// Descriptors of a fork, as the message carries them.
-pub(crate) fn fork_parts(fds: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd), RequestError> {
-    let mut fds = fds.into_iter();
-    match (fds.next(), fds.next()) {
-        (Some(memory), Some(state)) => Ok((memory, state)),
-        _ => Err(StateError::Truncated.into()),
     }
 }

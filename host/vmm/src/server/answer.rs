@@ -10,7 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Next, Server};
 use crate::end::GuestEnd;
-use crate::machine::{RequestError, fork_parts};
+use crate::machine::RequestError;
 use crate::protocol::{CpuStatus, Reply, Request, VERSIONS};
 use crate::state::{STATE_BYTES_MAX, StateError};
 
@@ -76,11 +76,8 @@ impl Server {
                 Ok((Reply::Dirty { pages }, None))
             }
             Request::DirtyStop => machine.dirty_stop().and(done),
-            Request::Save => {
-                let state = machine.save()?;
-                let bytes = state.len() as u64;
-                Ok((Reply::State { bytes }, Some(sealed(&state)?)))
-            }
+            Request::Save => state(machine.save()?),
+            Request::SaveTemplate => state(machine.save_template()?),
             Request::Load => {
                 let state = fds.into_iter().next().ok_or(StateError::Truncated)?;
                 let bytes = read_state(File::from(state))?;
@@ -93,9 +90,9 @@ impl Server {
             }
             Request::Restore => machine.restore(fds).and(done),
             Request::Fork => {
-                let (memory, state) = fork_parts(fds)?;
+                let state = fds.into_iter().next().ok_or(StateError::Truncated)?;
                 let state = read_state(File::from(state))?;
-                machine.fork(memory, &state).and(done)
+                machine.fork(&state).and(done)
             }
             Request::Status => Ok((Reply::Status(machine.status()), None)),
             Request::Cpu => {
@@ -126,6 +123,11 @@ fn sealed(bytes: &[u8]) -> std::io::Result<OwnedFd> {
 }
 
 /// Copies a state out of a descriptor, so that it cannot change while it is being checked.
+fn state(state: Vec<u8>) -> Result<Answer, RequestError> {
+    let bytes = state.len() as u64;
+    Ok((Reply::State { bytes }, Some(sealed(&state)?)))
+}
+
 fn read_state(file: File) -> Result<Vec<u8>, RequestError> {
     let length = file.metadata()?.len();
     if length > STATE_BYTES_MAX as u64 {

@@ -5,6 +5,7 @@ pub mod completion;
 pub mod console;
 pub mod decision;
 pub mod event;
+pub mod fork;
 pub mod host;
 pub mod image;
 pub mod migration;

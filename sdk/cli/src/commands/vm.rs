@@ -11,7 +11,7 @@ use dwcp_sdk::types::{
 use futures::StreamExt;
 
 use super::console::{self, ConsoleArgs};
-use super::{image, migration, running};
+use super::{fork, image, migration, running};
 use crate::args::{baseline, digest, misunderstood, pair, restart_policy};
 use crate::context::Context;
 use crate::progress::{self, MigrationBar};
@@ -115,6 +115,17 @@ has ended is not told to the guest. systemd 256 and later has an SSH server ther
         /// The snapshot
         snapshot: String,
     },
+    /// Make machines that go on from where a template stands still
+    #[command(
+        after_help = "A fork does not boot: its guest goes on with the template's next instruction, with memory, disks and an
+address of its own. A machine becomes a template by --seal, and never runs again: its memory is sealed, and
+its disks stay as they are for its forks.
+
+Examples:
+  dwcp vm fork web --seal --count 10
+  dwcp vm fork web api-test"
+    )]
+    Fork(fork::ForkArgs),
     /// Delete a machine for ever
     #[command(visible_alias = "rm")]
     Delete {
@@ -274,6 +285,7 @@ pub async fn run(context: &Context, command: VmCommand) -> anyhow::Result<()> {
             let operation = wait(context, &operation, "restoring").await?;
             output.done(&operation, &format!("{name} goes on from {snapshot}"))
         }
+        VmCommand::Fork(args) => fork::run(context, args).await,
         VmCommand::Delete { name, force } => {
             client.vm_delete(project, &name, force).await?;
             output.gone(&format!("{name} is gone"))
@@ -304,7 +316,7 @@ pub async fn wait(
 }
 
 /// What policies let pass, and warn of.
-fn warn(operation: &Operation) {
+pub fn warn(operation: &Operation) {
     for warning in &operation.warnings {
         eprintln!("warning: {warning}");
     }
@@ -565,5 +577,12 @@ fn disk(disk: &DiskSpec) -> String {
 }
 
 fn network(card: &NetworkSpec) -> String {
-    format!("{}: {}, {}", card.network, card.address, card.mac)
+    let own = format!("{}: {}, {}", card.network, card.address, card.mac);
+    match &card.inside {
+        Some(inside) => format!(
+            "{own}; its guest knows it as {}, {}",
+            inside.address, inside.mac
+        ),
+        None => own,
+    }
 }

@@ -8,7 +8,9 @@ use reqwest::header::IF_MATCH;
 use crate::error::Result;
 use crate::pages::Listing;
 use crate::transport::Client;
-use crate::types::{MigrateRequest, Migration, Operation, Resolve, Vm, VmCreate, VmCreated};
+use crate::types::{
+    ForkRequest, MigrateRequest, Migration, Operation, Resolve, Vm, VmCreate, VmCreated, VmForked,
+};
 
 impl Client {
     /// Machines of a project.
@@ -86,6 +88,17 @@ impl Client {
         request: &MigrateRequest,
     ) -> Result<Operation> {
         let path = ["v1", "projects", project, "vms", name, "migrate"];
+        self.post(&path, &[], request).await
+    }
+
+    /// Makes forks of a template; with `seal`, of a machine that becomes one by it. The operation starts them.
+    pub async fn vm_fork(
+        &self,
+        project: &str,
+        name: &str,
+        request: &ForkRequest,
+    ) -> Result<VmForked> {
+        let path = ["v1", "projects", project, "vms", name, "fork"];
         self.post(&path, &[], request).await
     }
 

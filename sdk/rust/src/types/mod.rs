@@ -26,8 +26,8 @@ pub use problem::Problem;
 pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
 pub use snapshot::{Base, Origin, RestoreRequest, Snapshot, SnapshotCreate};
 pub use vm::{
-    Desired, DiskSpec, GuestSetup, NetworkSpec, Placement, RestartPolicy, Vm, VmCreate, VmCreated,
-    VmPhase, VmSpec,
+    CardInside, Desired, DiskSpec, ForkRequest, GuestSetup, NetworkSpec, Placement, RestartPolicy,
+    Vm, VmCreate, VmCreated, VmForked, VmPhase, VmSpec,
 };
 
 /// A part of a list.

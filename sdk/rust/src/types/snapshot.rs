@@ -47,7 +47,7 @@ pub struct Base {
     pub snapshot_id: String,
 }
 
-/// The snapshot that a machine went on from last.
+/// The snapshot or the template that a machine went on from last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// Its name.
@@ -56,6 +56,9 @@ pub struct Origin {
     pub snapshot_id: String,
     /// Identity of the restore.
     pub restore: String,
+    /// Whether it is no snapshot but a template, of which the machine is a fork.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
 }
 
 /// Takes a snapshot of a running machine.

@@ -92,6 +92,18 @@ pub struct NetworkSpec {
     pub mac: String,
     /// Its IPv4 address with the length of the prefix.
     pub address: String,
+    /// What the guest takes for these two, if it goes on from where another one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<CardInside>,
+}
+
+/// The addresses of a network card as its guest knows them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CardInside {
+    /// Its Ethernet address.
+    pub mac: String,
+    /// Its IPv4 address with the length of the prefix.
+    pub address: String,
 }
 
 /// What happens when a guest ends without its owner having asked for it.
@@ -203,6 +215,29 @@ impl VmCreate {
     }
 }
 
+/// Makes forks of a template.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ForkRequest {
+    /// What the fork is called; without it forks are called like the template, with numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// How many, 1 to 64; 1 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// Make the machine a template if it is none: it never runs again.
+    #[serde(default)]
+    pub seal: bool,
+}
+
+/// Forks that were made, and the operation that starts them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmForked {
+    /// The forks.
+    pub vms: Vec<Vm>,
+    /// What goes on: their start.
+    pub operation: Operation,
+}
+
 /// A machine that was created, and the operation that starts it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmCreated {
@@ -289,6 +324,8 @@ pub enum VmPhase {
     Crashed,
     /// It lives on another host.
     Moved,
+    /// It stands still for ever: forks are made of it.
+    Template,
     /// Something that this client does not know.
     #[serde(other)]
     Unknown,
@@ -304,6 +341,7 @@ words!(VmPhase {
     InDoubt => "in-doubt",
     Crashed => "crashed",
     Moved => "moved",
+    Template => "template",
 });
 
 /// Why a host was chosen.

@@ -21,7 +21,6 @@ use super::output::Output;
 use super::overhead::all_kib;
 use super::say;
 use super::template::Template;
-use crate::programs::Programs;
 
 const VMS: usize = 100;
 /// Nothing is written beside what is told: what a guest catches up with before it is paused would be counted.
@@ -31,15 +30,11 @@ const NOTE: &str = "100 forks of one template, each paused after its first outpu
 
 pub async fn measure(firecracker: Option<&Path>) -> anyhow::Result<Vec<Figure>> {
     let firecracker = Firecracker::given(firecracker);
-    launcher::measure(move |bench, programs| rounds(bench, programs, firecracker)).await
+    launcher::measure(move |bench, _| rounds(bench, firecracker)).await
 }
 
-fn rounds(
-    bench: &Bench,
-    programs: &Programs,
-    firecracker: Result<Firecracker, String>,
-) -> anyhow::Result<Vec<Figure>> {
-    let (ours, of_groups) = forks(bench, programs)?;
+fn rounds(bench: &Bench, firecracker: Result<Firecracker, String>) -> anyhow::Result<Vec<Figure>> {
+    let (ours, of_groups) = forks(bench)?;
     let other = firecracker.and_then(|program| {
         let theirs = restored(bench, &program).map_err(|error| format!("{error:#}"))?;
         Ok((program, theirs))
@@ -75,13 +70,13 @@ struct Idle {
 }
 
 /// By processes, and by control groups if there are any: MiB a VM.
-fn forks(bench: &Bench, programs: &Programs) -> anyhow::Result<(f64, Option<f64>)> {
-    let template = Template::make(bench, programs, SHAPE, CMDLINE)?;
+fn forks(bench: &Bench) -> anyhow::Result<(f64, Option<f64>)> {
+    let template = Template::make(bench, SHAPE, CMDLINE)?;
     let mut client = bench.client()?;
     let mut exits = bench.client()?.watch()?;
     let mut idle = Vec::new();
     for number in 0..VMS {
-        let (vm, output) = bench.prepare_shell(&format!("idle-{number}"), SHAPE)?;
+        let (vm, output) = bench.prepare_fork(&format!("idle-{number}"), SHAPE, &template)?;
         let pid = vm.spawn(&mut client)?;
         let mut control = vm.connect()?;
         go_on(&mut control, &template, &output)?;

@@ -19,7 +19,6 @@ use super::machine::Shape;
 use super::output::Output;
 use super::say;
 use super::template::Template;
-use crate::programs::Programs;
 
 const WARM_UP: usize = 5;
 const RUNS: usize = 200;
@@ -39,7 +38,7 @@ const NOTE: &str = "512 MiB, of which the guest filled 64 MiB; 2 vCPUs, block, e
 
 pub async fn measure(firecracker: Option<&Path>) -> anyhow::Result<Vec<Figure>> {
     let firecracker = Firecracker::given(firecracker);
-    launcher::measure(move |bench, programs| rounds(bench, programs, firecracker)).await
+    launcher::measure(move |bench, _| rounds(bench, firecracker)).await
 }
 
 #[derive(Debug, Default)]
@@ -51,13 +50,9 @@ struct Runs {
     other_cold_ms: Vec<f64>,
 }
 
-fn rounds(
-    bench: &Bench,
-    programs: &Programs,
-    firecracker: Result<Firecracker, String>,
-) -> anyhow::Result<Vec<Figure>> {
+fn rounds(bench: &Bench, firecracker: Result<Firecracker, String>) -> anyhow::Result<Vec<Figure>> {
     say("making a template and a snapshot");
-    let template = Template::make(bench, programs, SHAPE, CMDLINE)?;
+    let template = Template::make(bench, SHAPE, CMDLINE)?;
     let other = firecracker.and_then(|program| {
         let kept = Kept::take(&program, bench, SHAPE, CMDLINE);
         let kept = kept.map_err(|error| format!("{error:#}"))?;
@@ -139,7 +134,7 @@ fn from_pool(
     client: &mut Client,
     exits: &mut Exits,
 ) -> anyhow::Result<(f64, f64)> {
-    let (vm, mut output) = bench.prepare_shell("warm", SHAPE)?;
+    let (vm, mut output) = bench.prepare_fork("warm", SHAPE, template)?;
     let began = Instant::now();
     vm.spawn(client)?;
     let mut control = vm.connect()?;
@@ -158,7 +153,7 @@ fn from_nothing(
     client: &mut Client,
     exits: &mut Exits,
 ) -> anyhow::Result<f64> {
-    let (vm, mut output) = bench.prepare_shell("cold", SHAPE)?;
+    let (vm, mut output) = bench.prepare_fork("cold", SHAPE, template)?;
     let began = Instant::now();
     vm.spawn(client)?;
     go_on(&mut vm.connect()?, template, &output)?;
@@ -170,7 +165,7 @@ fn from_nothing(
 
 /// Makes a shell a fork, and waits for the guest's first sign.
 pub fn go_on(control: &mut VmmClient, template: &Template, output: &Output) -> anyhow::Result<()> {
-    control.fork(template.memory(), template.state())?;
+    control.fork(template.state())?;
     control.run(EPOCH)?;
     output.wait()
 }

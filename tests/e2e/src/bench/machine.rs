@@ -16,6 +16,7 @@ use dwcp_vmm::config::{Boot, Device, DiskFormat, DiskLimits, NetLimits, VmConfig
 
 use super::launcher::{Bench, DISK_BYTES, NETWORK};
 use super::output::Output;
+use super::template::Template;
 
 /// Longest payload of a frame.
 const MTU: u16 = 1500;
@@ -106,6 +107,7 @@ fn nic(number: u8) -> anyhow::Result<NicSpec> {
         mac: mac(number).parse()?,
         address: format!("10.99.0.{}/24", number.saturating_add(2)).parse()?,
         network: NETWORK.parse()?,
+        inside: None,
     })
 }
 
@@ -113,6 +115,8 @@ fn nic(number: u8) -> anyhow::Result<NicSpec> {
 #[derive(Debug)]
 pub struct Prepared {
     id: ChildId,
+    /// Whose memory it is to be a fork of.
+    template: Option<ChildId>,
     config: VmConfig,
     nics: Vec<NicSpec>,
     socket: PathBuf,
@@ -141,6 +145,18 @@ impl Bench {
         Ok((self.prepare_with(id, shape, Boot::Shell, write)?, output))
     }
 
+    /// The same for one that is to become a fork.
+    pub fn prepare_fork(
+        &self,
+        id: &str,
+        shape: Shape,
+        template: &Template,
+    ) -> anyhow::Result<(Prepared, Output)> {
+        let (mut prepared, output) = self.prepare_shell(id, shape)?;
+        prepared.template = Some(template.id().clone());
+        Ok((prepared, output))
+    }
+
     fn prepare_with(
         &self,
         id: &str,
@@ -151,6 +167,7 @@ impl Bench {
         let socket = self.dir().join(format!("{id}.sock"));
         Ok(Prepared {
             id: id.parse()?,
+            template: None,
             config: shape.config(id, boot)?,
             nics: shape.card.into_iter().map(nic).collect::<Result<_, _>>()?,
             listener: UnixListener::bind(&socket)?,
@@ -190,6 +207,7 @@ impl Prepared {
                 vcpus: self.config.vcpus.into(),
                 file_bytes: DISK_BYTES,
             },
+            self.template.as_ref(),
             config,
             &descriptors,
             &self.nics,

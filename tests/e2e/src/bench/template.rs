@@ -1,6 +1,7 @@
 //! A guest that ran until it worked and then stood still: written as a snapshot, or kept as a template.
 //!
-//! It is started without the launcher, as it is not what is measured; its devices are those of its [`Shape`].
+//! What becomes a snapshot is started without the launcher, as it is not what is measured; the launcher keeps a template,
+//! and gives its memory to shells. Devices are those of the [`Shape`].
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;
@@ -8,9 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use dwcp_guest::Tick;
-use dwcp_memory::{MemorySize, seal_template};
+use dwcp_launch::protocol::ChildId;
+use dwcp_memory::MemorySize;
 use dwcp_snapshot::seal::{self, Trust};
 use dwcp_snapshot::{Draft, Snapshot, SnapshotName};
 use dwcp_vmm::client::VmmClient;
@@ -26,38 +28,54 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// as soon as it runs.
 pub const QUIET: Duration = Duration::from_millis(1200);
 
-/// A sealed template.
+/// A sealed template, which the launcher keeps.
 #[derive(Debug)]
 pub struct Template {
-    guest: GuestFiles,
+    id: ChildId,
     state: OwnedFd,
 }
 
 impl Template {
     /// Makes one. Takes as long as the guest needs to begin its work.
-    pub fn make(
-        bench: &Bench,
-        programs: &Programs,
-        shape: Shape,
-        cmdline: &str,
-    ) -> anyhow::Result<Self> {
-        let mut standing = Standing::make(bench, programs, shape, cmdline)?;
-        let (state, _) = standing.client.save()?;
-        let Standing { vmm, guest, .. } = standing;
-        drop(vmm);
-        seal_template(&guest.memory)?;
+    pub fn make(bench: &Bench, shape: Shape, cmdline: &str) -> anyhow::Result<Self> {
+        let mut client = bench.client()?;
+        let vm = bench.prepare("template", shape, cmdline)?;
+        vm.spawn(&mut client)?;
+        let mut control = vm.connect()?;
+        control.run(1)?;
+        wait_for_work(|| vm.said())?;
+        control.pause()?;
+        let (state, _) = control.save_template()?;
+        let id = vm.id().clone();
+        let mut exits = bench.client()?.watch()?;
+        client.kill(&id)?;
+        exits.next().context("The launcher tells no exits")??;
+        client.seal(&id)?;
         std::thread::sleep(QUIET);
-        Ok(Self { guest, state })
+        Ok(Self { id, state })
     }
 
-    /// Guest memory.
-    pub fn memory(&self) -> BorrowedFd<'_> {
-        self.guest.memory.as_fd()
+    /// By what the launcher knows it.
+    pub fn id(&self) -> &ChildId {
+        &self.id
     }
 
     /// Device state.
     pub fn state(&self) -> BorrowedFd<'_> {
         self.state.as_fd()
+    }
+}
+
+/// Waits until a guest tells of its work.
+fn wait_for_work(said: impl Fn() -> anyhow::Result<String>) -> anyhow::Result<()> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let said = said()?;
+        if said.lines().any(|line| Tick::parse(line).is_some()) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "The guest does not work: {said}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -106,9 +124,8 @@ impl Stored {
 
 /// A guest that stands still.
 struct Standing {
-    vmm: Spawned,
+    _vmm: Spawned,
     client: VmmClient,
-    guest: GuestFiles,
     /// The other end of its card.
     _network: Option<UnixDatagram>,
 }
@@ -141,20 +158,11 @@ impl Standing {
         })?;
         let mut client = vmm.client()?;
         client.run(1)?;
-        let until = Instant::now() + DEADLINE;
-        loop {
-            let said = fs::read_to_string(vmm.log())?;
-            if said.lines().any(|line| Tick::parse(line).is_some()) {
-                break;
-            }
-            ensure!(Instant::now() < until, "The guest does not work: {said}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for_work(|| Ok(fs::read_to_string(vmm.log())?))?;
         client.pause()?;
         Ok(Self {
-            vmm,
+            _vmm: vmm,
             client,
-            guest,
             _network: network,
         })
     }

@@ -144,6 +144,7 @@ fn confined() -> Made<Vec<Seed>> {
 fn launcher() -> Made<Vec<Seed>> {
     let id: launch::ChildId = "vm-1".parse()?;
     let spawn_vmm = launch::Request::SpawnVmm {
+        template: None,
         id: id.clone(),
         memory_bytes: 256 << 20,
         config: json!({ "id": "vm-1", "vcpus": 2 }),
