@@ -12,7 +12,7 @@ use common::guests::{Bed, Guest, OUTSIDE};
 use common::namespaces::can_run;
 use common::wait_for;
 use dwcp_launch::address::Ipv4Prefix;
-use dwcp_launch::protocol::NetworkKind;
+use dwcp_launch::protocol::{Needs, NetworkKind};
 
 /// What all of them take for the end of their addresses.
 const INSIDE: u8 = 5;
@@ -155,8 +155,8 @@ fn nothing_of_a_mapping_outlives_its_guest() {
         let name = common::id("vm-itself");
         client.spawn_vmm_with(
             &name,
+            Needs::memory(common::MEMORY_BYTES),
             None,
-            (common::MEMORY_BYTES, 0),
             config,
             &[ours],
             &[itself],

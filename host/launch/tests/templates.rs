@@ -5,14 +5,21 @@ mod common;
 
 use common::{Launcher, MEMORY_BYTES, StandIn, can_run, id};
 use dwcp_launch::ClientError;
-use dwcp_launch::protocol::Side;
+use dwcp_launch::protocol::{Needs, Side};
 use serde_json::json;
 
 fn shell(launcher: &Launcher, name: &str, bytes: u64) -> Result<StandIn, ClientError> {
     StandIn::start(|ours| {
         let (template, config) = (id("vm-1"), json!({}));
         let mut client = launcher.client();
-        client.spawn_vmm_with(&id(name), Some(&template), (bytes, 0), config, &[ours], &[])
+        client.spawn_vmm_with(
+            &id(name),
+            Needs::memory(bytes),
+            Some(&template),
+            config,
+            &[ours],
+            &[],
+        )
     })
 }
 

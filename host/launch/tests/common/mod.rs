@@ -192,8 +192,14 @@ impl Launcher {
             ..Needs::memory(MEMORY_BYTES)
         };
         StandIn::start(|ours| {
-            self.client()
-                .spawn_vmm_with(&id(name), needs, json!({"name": name}), &[ours], &[])
+            self.client().spawn_vmm_with(
+                &id(name),
+                needs,
+                None,
+                json!({"name": name}),
+                &[ours],
+                &[],
+            )
         })
         .unwrap()
     }

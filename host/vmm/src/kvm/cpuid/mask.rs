@@ -166,10 +166,7 @@ mod tests {
                 let is_state = name.starts_with("cpuid-d.0-eax-");
                 repeats || is_state || *name == "cpuid-80000001.0-ecx-1"
             };
-            assert!(
-                more.iter().all(|name| is_known(name)),
-                "{baseline:?}: {more:?}"
-            );
+            assert!(more.iter().all(is_known), "{baseline:?}: {more:?}");
         }
     }
 
