@@ -39,11 +39,15 @@ impl Traces {
 
     /// Notes the launchers of this run that live now, and what they started.
     pub fn note(&mut self) {
-        for process in processes() {
-            if self.is_named(&process.command) && process.command.contains("dwcp-launch") {
-                self.launchers.insert(process.id);
-            }
-        }
+        let is_one = |process: &Process| {
+            self.is_named(&process.command) && process.command.contains("dwcp-launch")
+        };
+        let found: Vec<_> = processes().into_iter().filter(is_one).collect();
+        // A launcher's closer has its name: it is one of those that launchers started.
+        let is_closer = |process: &Process| found.iter().any(|other| other.id == process.parent);
+        let launchers = found.iter().filter(|process| !is_closer(process));
+        let launchers: Vec<u32> = launchers.map(|process| process.id).collect();
+        self.launchers.extend(launchers);
         for process in processes() {
             if self.launchers.contains(&process.parent) {
                 self.children.insert((process.id, process.started));
