@@ -11,6 +11,7 @@ use dwcp_wan::{Link, LinkOptions, Namespace, Queue, RunId, Settings};
 
 use crate::host::{HostOptions, TestHost};
 use crate::programs::Programs;
+use crate::steps::Steps;
 
 /// What a bed is made with.
 #[derive(Clone, Debug)]
@@ -63,6 +64,20 @@ impl Bed {
     /// The directory of a run: where an ordinary user, as the daemons are, can reach it.
     pub fn run_dir(run: &RunId) -> PathBuf {
         std::env::temp_dir().join(format!("dwcp-{}", run.as_str()))
+    }
+
+    /// Two hosts near each other, the left one's daemon with steps to be caught at.
+    pub async fn near_with_steps() -> anyhow::Result<(Self, Steps)> {
+        let run = Self::run_id()?;
+        let dir = Self::run_dir(&run);
+        fs::create_dir_all(&dir)?;
+        let steps = Steps::listen(&dir.join("steps.sock"))?;
+        let options = BedOptions {
+            steps: [Some(steps.path().to_owned()), None],
+            ..BedOptions::near()
+        };
+        let bed = Self::start(&Programs::find()?, run, &options).await?;
+        Ok((bed, steps))
     }
 
     /// Makes both hosts and their link, and introduces them to each other.

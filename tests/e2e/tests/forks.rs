@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
+use dwcp_e2e::Bed;
 use dwcp_e2e::steps::Steps;
-use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::Tick;
 use dwcp_guest::said::{DiskLoop, NetLease};
 use dwcp_launch::protocol::{Child, ChildKind};
@@ -36,16 +36,7 @@ struct Rig {
 impl Rig {
     /// A host with a machine `web` that has a disk, a card and two processors.
     async fn start() -> Self {
-        let programs = Programs::find().unwrap();
-        let run = Bed::run_id().unwrap();
-        let dir = Bed::run_dir(&run);
-        std::fs::create_dir_all(&dir).unwrap();
-        let steps = Steps::listen(&dir.join("steps.sock")).unwrap();
-        let options = BedOptions {
-            steps: [Some(steps.path().to_owned()), None],
-            ..BedOptions::near()
-        };
-        let bed = Bed::start(&programs, run, &options).await.unwrap();
+        let (bed, steps) = Bed::near_with_steps().await.unwrap();
         let rig = Self { bed, steps };
         let image = rig.client().image_put("guest", dwcp_guest::elf()).await;
         let orders =
@@ -56,14 +47,7 @@ impl Rig {
             memory_bytes: Some(64 * MIB),
             vcpus: Some(2),
             networks: Some(vec!["default".into()]),
-            disks: vec![DiskSpec {
-                name: "data".into(),
-                image: None,
-                size_bytes: 16 * MIB,
-                read_only: false,
-                operations_per_second: None,
-                bytes_per_second: None,
-            }],
+            disks: vec![DiskSpec::empty("data", 16 * MIB)],
             ..VmCreate::new("web")
         };
         let created = rig.client().vm_create(PROJECT, &request).await.unwrap();

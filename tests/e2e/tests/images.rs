@@ -72,14 +72,7 @@ async fn machine(client: &Client, digest: &str) {
         image: Some(digest.to_owned()),
         root_bytes: Some(48 * MIB),
         memory_bytes: Some(64 * MIB),
-        disks: vec![DiskSpec {
-            name: "data".into(),
-            image: None,
-            size_bytes: 16 * MIB,
-            read_only: false,
-            operations_per_second: None,
-            bytes_per_second: None,
-        }],
+        disks: vec![DiskSpec::empty("data", 16 * MIB)],
         setup: Some(GuestSetup {
             ssh_keys: vec![KEY.into()],
             user_data: None,

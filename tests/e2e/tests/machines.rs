@@ -183,14 +183,7 @@ async fn a_firmware_starts_without_a_command_line_and_sees_the_disks() {
     let request = VmCreate {
         firmware: Some(firmware.clone()),
         memory_bytes: Some(64 * MIB),
-        disks: vec![DiskSpec {
-            name: "data".into(),
-            image: None,
-            size_bytes: 16 * MIB,
-            read_only: false,
-            operations_per_second: None,
-            bytes_per_second: None,
-        }],
+        disks: vec![DiskSpec::empty("data", 16 * MIB)],
         ..VmCreate::new("fw")
     };
     let both = VmCreate {

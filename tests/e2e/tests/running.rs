@@ -46,14 +46,7 @@ impl Rig {
             kernel: Some(image.unwrap().digest),
             cmdline: Some(format!("fill_mib=4 ws_mib=1 rate=200 {orders}")),
             memory_bytes: Some(128 * MIB),
-            disks: vec![DiskSpec {
-                name: "data".into(),
-                image: None,
-                size_bytes: 16 * MIB,
-                read_only: false,
-                operations_per_second: None,
-                bytes_per_second: None,
-            }],
+            disks: vec![DiskSpec::empty("data", 16 * MIB)],
             start,
             ..VmCreate::new("web")
         };

@@ -9,8 +9,8 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use dwcp_e2e::Bed;
 use dwcp_e2e::steps::Steps;
-use dwcp_e2e::{Bed, BedOptions, Programs};
 use dwcp_guest::Tick;
 use dwcp_guest::said::DiskLoop;
 use dwcp_sdk::Client;
@@ -35,14 +35,7 @@ impl Rig {
     async fn start() -> Self {
         Self::with(VmCreate {
             cmdline: Some("fill_mib=4 ws_mib=1 rate=200 disk=loop disk_mib=1 io_rate=2000".into()),
-            disks: vec![DiskSpec {
-                name: "data".into(),
-                image: None,
-                size_bytes: 16 * MIB,
-                read_only: false,
-                operations_per_second: None,
-                bytes_per_second: None,
-            }],
+            disks: vec![DiskSpec::empty("data", 16 * MIB)],
             ..VmCreate::new("web")
         })
         .await
@@ -57,16 +50,7 @@ impl Rig {
     }
 
     async fn with(request: VmCreate) -> Self {
-        let programs = Programs::find().unwrap();
-        let run = Bed::run_id().unwrap();
-        let dir = Bed::run_dir(&run);
-        std::fs::create_dir_all(&dir).unwrap();
-        let steps = Steps::listen(&dir.join("steps.sock")).unwrap();
-        let options = BedOptions {
-            steps: [Some(steps.path().to_owned()), None],
-            ..BedOptions::near()
-        };
-        let bed = Bed::start(&programs, run, &options).await.unwrap();
+        let (bed, steps) = Bed::near_with_steps().await.unwrap();
         let rig = Self { bed, steps };
         let image = rig.client().image_put("guest", dwcp_guest::elf()).await;
         let request = VmCreate {

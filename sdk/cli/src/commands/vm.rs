@@ -327,14 +327,7 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
         misunderstood(&missing);
     }
     let setup = setup(&args)?;
-    let disk = |(name, size_bytes)| DiskSpec {
-        name,
-        image: None,
-        size_bytes,
-        read_only: false,
-        operations_per_second: None,
-        bytes_per_second: None,
-    };
+    let disk = |(name, size_bytes): (String, u64)| DiskSpec::empty(&name, size_bytes);
     let networks = (args.no_network || !args.networks.is_empty()).then_some(args.networks);
     let request = VmCreate {
         image: content(context, args.image).await?,

@@ -83,6 +83,20 @@ pub struct DiskSpec {
     pub bytes_per_second: Option<u64>,
 }
 
+impl DiskSpec {
+    /// An empty disk that the machine may change, without limits.
+    pub fn empty(name: &str, size_bytes: u64) -> Self {
+        Self {
+            name: name.into(),
+            image: None,
+            size_bytes,
+            read_only: false,
+            operations_per_second: None,
+            bytes_per_second: None,
+        }
+    }
+}
+
 /// A network card of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkSpec {
