@@ -21,10 +21,11 @@ pub enum HostCommand {
         /// Its name; this host if absent
         name: Option<String>,
     },
-    /// List the CPU baselines that machines can be made with (`dwcp vm create --cpu`), and what each contains
+    /// List the CPU baselines that machines can be made with (`dwcp vm create --cpu`), and what the host lacks of others
     #[command(
         after_help = "A machine with a baseline is told of exactly that, and can move to every host that offers it and
-has a CPU of the same maker. One without (`host`) is told of all that its host offers."
+has a CPU of the same maker. One without (`host`) is told of all that its host offers. With
+`-o json` the features of each are listed."
     )]
     Cpu,
     /// Introduce another host, by address and fingerprint
@@ -86,11 +87,7 @@ pub async fn run(context: &Context, command: HostCommand) -> anyhow::Result<()> 
                     host.name
                 )
             })?;
-            output.list(
-                &cpu.baselines,
-                &["BASELINE", "OFFERED", "FEATURES"],
-                baseline_row,
-            )
+            output.list(&cpu.baselines, &["BASELINE", "OFFERED"], baseline_row)
         }
         HostCommand::Add(args) => {
             let host = HostAdd {
@@ -155,11 +152,7 @@ fn baseline_row(baseline: &OfferedBaseline) -> Vec<String> {
         [] => "yes".to_owned(),
         lacking => format!("no: lacks {}", lacking.join(", ")),
     };
-    vec![
-        baseline.name.to_string(),
-        offered,
-        baseline.features.join(" "),
-    ]
+    vec![baseline.name.to_string(), offered]
 }
 
 fn facts(host: &Host) -> Vec<(&'static str, String)> {
