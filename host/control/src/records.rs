@@ -13,14 +13,22 @@ use crate::names::Name;
 mod cpu;
 mod fork;
 mod hardware;
+mod host;
 mod journal;
+mod market;
+mod migration;
+mod policy;
 mod running;
 mod snapshot;
 
 pub use cpu::{CpuBaseline, HostCpu, OfferedBaseline};
 pub use fork::ForkRequest;
 pub use hardware::{CardInside, DiskFormat, DiskImage, DiskSpec, GuestSetup, NetworkSpec};
+pub use host::{Capacity, Host, HostAdd};
 pub use journal::{AuditCheckpoint, AuditRecord, Decision, Event};
+pub use market::{MarketplaceItem, Plugin, PluginInstall, Template};
+pub use migration::{MigrateRequest, Migration, MigrationPhase, Progress, Round, Side};
+pub use policy::{Binding, BindingMode, Policy};
 pub use running::{DeviceStats, DiskResize, MemoryTarget, VcpuStats, VmStats};
 pub use snapshot::{Base, Origin, RestoreRequest, Snapshot, SnapshotCreate};
 
@@ -251,63 +259,6 @@ pub struct Placement {
     pub alternatives: Vec<String>,
 }
 
-/// A host that this one was introduced to, or this one itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Host {
-    /// Its name here.
-    pub name: Name,
-    /// Its region.
-    pub region: Name,
-    /// `IP:PORT` of its DWCP port.
-    pub address: String,
-    /// SHA-256 of its identity certificate, 64 hexadecimal digits.
-    pub fingerprint: Digest,
-    /// Whether it is this host.
-    pub this: bool,
-    /// Whether it answered when last asked (always true of this host).
-    pub reachable: bool,
-    /// Why it did not, in a sentence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-    /// Round trip to it when last measured, ms.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rtt_ms: Option<f64>,
-    /// What it can hold and holds; of a peer, as last heard.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub capacity: Option<Capacity>,
-    /// Its CPU as machines find it; told of this host, when it alone is asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu: Option<HostCpu>,
-}
-
-/// What a host can hold and holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Capacity {
-    /// Logical processors.
-    pub cpus: u32,
-    /// Virtual CPUs promised to machines.
-    pub vcpus_used: u32,
-    /// Memory that machines may use, bytes.
-    pub memory_bytes: u64,
-    /// Memory promised to machines, bytes.
-    pub memory_used_bytes: u64,
-    /// Machines that are here.
-    pub vms: u32,
-}
-
-/// Introduces another host.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct HostAdd {
-    /// What it is called here.
-    pub name: Name,
-    /// `IP:PORT` of its DWCP port.
-    #[schema(example = "192.0.2.7:4600")]
-    pub address: String,
-    /// SHA-256 of its identity certificate (`dwcp host show` there prints it).
-    pub fingerprint: Digest,
-}
-
 /// A kernel, initial RAM disk or other content, addressed by its digest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Image {
@@ -323,133 +274,6 @@ pub struct Image {
     /// What is known of it, if it is a disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskImage>,
-}
-
-/// Asks for a live migration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MigrateRequest {
-    /// The host to go to, by the name it was introduced under.
-    pub to: Name,
-    /// TLS streams, 1 to 64; 4 if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub streams: Option<u8>,
-    /// The pause that the guest may see, ms; the last round is sent once it is forecast to fit (default 300).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pause_ms: Option<u64>,
-}
-
-/// A migration, seen from this host.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Migration {
-    /// Its identity, the same on both hosts.
-    pub id: String,
-    /// The machine.
-    pub vm: VmId,
-    /// The machine's project.
-    pub project: Name,
-    /// The machine's name.
-    pub vm_name: Name,
-    /// Where it comes from.
-    pub from: Name,
-    /// Where it goes.
-    pub to: Name,
-    /// Whether this host sends or receives.
-    pub side: Side,
-    /// How far it is.
-    pub phase: MigrationPhase,
-    /// Why it ended as it did, in a sentence.
-    #[serde(default)]
-    pub reason: String,
-    /// The epoch under which the destination will own the machine.
-    pub epoch: u64,
-    /// When it began, ms.
-    pub started_ms: u64,
-    /// When it ended, ms.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended_ms: Option<u64>,
-    /// What was measured.
-    pub progress: Progress,
-    /// The rounds, oldest first; the last 64 are kept.
-    #[serde(default)]
-    pub rounds: Vec<Round>,
-}
-
-/// Which end of a migration a host is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Side {
-    /// It sends.
-    Source,
-    /// It receives.
-    Destination,
-}
-
-/// How far a migration is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum MigrationPhase {
-    /// Everything that could refuse it is being asked.
-    Preparing,
-    /// Memory goes over while the guest runs.
-    Copying,
-    /// The guest is paused and the rest goes over.
-    Handover,
-    /// The source gave the machine away and does not know yet whether it arrived.
-    InDoubt,
-    /// The destination owns and runs it.
-    Done,
-    /// It did not happen; the source owns the machine as before.
-    Failed,
-}
-
-impl MigrationPhase {
-    /// Whether nothing more will happen.
-    pub fn ended(self) -> bool {
-        matches!(self, Self::Done | Self::Failed)
-    }
-}
-
-/// What a migration measured so far.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Progress {
-    /// Round under way, from 1.
-    pub round: u32,
-    /// Pages of this round that were sent.
-    pub pages_sent: u64,
-    /// Pages of this round.
-    pub pages_total: u64,
-    /// Bytes on the wire so far, both directions, all streams, headers of TLS included and of TCP/IP not.
-    pub wire_bytes: u64,
-    /// Pages the guest dirties a second.
-    pub dirty_pages_per_s: f64,
-    /// Goodput, bytes of payload a second.
-    pub rate_bytes_per_s: f64,
-    /// When it will have ended, as forecast, in ms from now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining_ms: Option<u64>,
-    /// From pause at the source to run at the destination as the hosts saw it, ms (destination: from commit received).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pause_ms: Option<f64>,
-}
-
-/// One round of copying, as recorded; the convergence decision is a function of these.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Round {
-    /// Its number, from 1.
-    pub number: u32,
-    /// Pages sent, zero pages included.
-    pub pages: u64,
-    /// Of these, pages of zeros.
-    pub zero_pages: u64,
-    /// Bytes on the wire.
-    pub wire_bytes: u64,
-    /// How long it took until all was acknowledged, ms.
-    pub duration_ms: u64,
-    /// Pages dirty at its end.
-    pub dirty_pages: u64,
-    /// What was decided after it, and why.
-    pub decision: String,
 }
 
 /// An operation: work that goes on after the request was answered.
@@ -489,143 +313,4 @@ pub enum OperationState {
     Done,
     /// It did not.
     Failed,
-}
-
-/// An artifact of the marketplace as it would be installed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct MarketplaceItem {
-    /// `publisher/name@version`.
-    pub reference: String,
-    /// Digest of its manifest; an install names it, so that what was shown is what is installed.
-    pub digest: Digest,
-    /// `plugin` or `template`.
-    pub kind: String,
-    /// The world that a plugin implements.
-    pub world: String,
-    /// What it is for.
-    pub description: String,
-    /// The trusted key that signed it, by name and SHA-256.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signed_by: Option<String>,
-    /// Why its signature is not good, if it is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signature_problem: Option<String>,
-    /// Capabilities that it asks for.
-    pub capabilities: Vec<String>,
-    /// Of these, the ones that the installed version does not have.
-    pub new_capabilities: Vec<String>,
-    /// Whether this very digest is installed.
-    pub installed: bool,
-}
-
-/// Asks to install an artifact.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PluginInstall {
-    /// `publisher/name` or `publisher/name@version`.
-    pub reference: String,
-    /// The digest that was shown; the install is refused if it is another now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<Digest>,
-    /// Capabilities that the operator grants; all that it asks for must be among them.
-    #[serde(default)]
-    pub grant: Vec<String>,
-}
-
-/// An installed plugin.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Plugin {
-    /// `publisher/name`.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// The world that it implements.
-    pub world: String,
-    /// SHA-256 of the component.
-    pub digest: Digest,
-    /// Who signed it.
-    pub signed_by: String,
-    /// Capabilities granted.
-    pub capabilities: Vec<String>,
-    /// Whether the host uses it for its world now.
-    pub active: bool,
-    /// When it was installed, ms.
-    pub installed_ms: u64,
-    /// Calls since the daemon started.
-    pub calls: u64,
-    /// Of these, calls that ended in a fault.
-    pub faults: u64,
-}
-
-/// An installed template.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Template {
-    /// `publisher/name`.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// What it is for.
-    pub description: String,
-    /// The plugin of the `template` world that expands it.
-    pub plugin: String,
-    /// SHA-256 of the document.
-    pub digest: Digest,
-    /// Who signed it.
-    pub signed_by: String,
-    /// Kernel that it brings.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<Digest>,
-    /// Initial RAM disk that it brings.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initrd: Option<Digest>,
-    /// The document itself.
-    pub document: String,
-    /// Media type of the document.
-    pub media_type: String,
-    /// When it was installed, ms.
-    pub installed_ms: u64,
-}
-
-/// A policy: source text, kept until it is bound.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Policy {
-    /// Its name.
-    pub name: Name,
-    /// SHA-256 of the source.
-    pub digest: Digest,
-    /// The Rego source.
-    pub source: String,
-    /// Facts that it says it needs.
-    pub facts: Vec<String>,
-    /// When it was applied, ms.
-    pub applied_ms: u64,
-}
-
-/// Where a policy acts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Binding {
-    /// The policy.
-    pub policy: Name,
-    /// The action that it decides about, such as `vm.create`.
-    pub action: String,
-    /// The project in which it acts; everywhere if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub project: Option<Name>,
-    /// What its answer does.
-    #[serde(default)]
-    pub mode: BindingMode,
-}
-
-/// What a bound policy's answer does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum BindingMode {
-    /// A denial refuses the request.
-    #[default]
-    Enforce,
-    /// A denial is told to the caller as a warning.
-    Warn,
-    /// A denial is only recorded.
-    DryRun,
 }
