@@ -28,6 +28,8 @@ const KEEP: Duration = Duration::from_millis(500);
 const ROUNDS_TO_TIDY: u32 = 600;
 /// How many machines are looked after at a time.
 const AT_ONCE: usize = 16;
+/// Longest wait after a start that the host could not do, as a power of two of seconds.
+const FAILURES_EXPONENT_MAX: u32 = 6;
 /// Why a machine does not run that was being restored when its host went.
 const CUT_OFF: &str = "what was to start it was cut off: it is as it was before";
 /// Migrations and operations whose records are kept.
@@ -261,6 +263,7 @@ impl Node {
         }
         let (node, id) = (self.arc()?, id.to_owned());
         tokio::spawn(async move {
+            let mut failures = 0;
             loop {
                 if !is_reset && node.restarts_of(&id, |restarts| restarts.is_hopeless(now_ms())) {
                     return node.give_up(&id).await;
@@ -273,7 +276,13 @@ impl Node {
                 }
                 match node.start(&id).await {
                     Ok(()) => return,
-                    Err(fault) => tracing::error!("machine {id} is not started again yet: {fault}"),
+                    Err(fault) => {
+                        tracing::error!("machine {id} is not started again yet: {fault}");
+                        node.restarts_of(&id, Restarts::undo);
+                        let wait = Duration::from_secs(1 << failures);
+                        failures = (failures + 1).min(FAILURES_EXPONENT_MAX);
+                        tokio::time::sleep(wait).await;
+                    }
                 }
             }
         });
@@ -296,6 +305,10 @@ impl Node {
     async fn give_up(&self, id: &str) {
         let life = self.life(id);
         let _life = life.lock().await;
+        // Its owner may have started it meanwhile.
+        if !self.restarts_of(id, |restarts| restarts.is_hopeless(now_ms())) {
+            return;
+        }
         let why = format!("started {RESTARTS_MAX} times in a row, and given up");
         let changed = self.records.change_vm(id, |vm| {
             vm.desired = Desired::Stopped;

@@ -51,9 +51,10 @@ impl Node {
         if names.is_empty() {
             return Ok(Vec::new());
         }
+        // First those to be: one that is recorded meanwhile is seen twice, and never not at all.
+        let to_be = self.shells.cards();
         let vms = self.vms().await?;
         let here = vms.iter().filter(|vm| vm.phase != VmPhase::Moved);
-        let to_be = self.shells.cards();
         let cards = here.flat_map(|vm| vm.spec.networks.iter()).chain(&to_be);
         // An address cannot be mapped to itself.
         let knows: Vec<_> = known.iter().map(inside).collect();
@@ -77,6 +78,13 @@ impl Node {
             });
         }
         Ok(cards)
+    }
+
+    /// Whether so many machines more could have cards on these networks.
+    pub(crate) async fn check_addresses(&self, networks: &[Name], machines: usize) -> Answer<()> {
+        let all: Vec<Name> = (0..machines).flat_map(|_| networks.to_vec()).collect();
+        let _addresses = self.addresses.lock().await;
+        self.wish_networks("", &all, &[]).await.map(drop)
     }
 
     /// A network of this host, made if it is not there; answers its subnet and the way out of it.

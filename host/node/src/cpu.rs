@@ -125,11 +125,15 @@ impl Node {
         )))
     }
 
-    /// What a machine's guest was told of its CPU. A process of a version that cannot say may have told it of all that
-    /// there is here.
+    /// What a machine's guest was told of its CPU. A process of a version that cannot say told it of all that there is
+    /// here, whatever the configuration says now.
     pub(crate) async fn told_cpu(&self, id: &str) -> Answer<Cpu> {
         match self.vmm(id, |vmm| vmm.cpu()).await {
             Ok(cpu) => Ok(cpu.told),
+            Err(fault) if !self.config.cpu_baseline.is_host() => Err(impossible(format!(
+                "What the guest was told of its CPU is not known ({fault}), and this host's `cpu.baseline` may be less: \
+                 stop and start the machine first"
+            ))),
             Err(fault) => {
                 tracing::warn!("{id} does not say what its guest was told of its CPU: {fault}");
                 Ok(self.offered_cpu().await?.clone())

@@ -63,10 +63,8 @@ impl Node {
                 "Only one fork can have the name that is given: leave out the name or the number",
             ));
         }
-        let id = self.find_vm(project, name).await?.value.id;
-        let _life = self.life_soon(&id).await?;
-        // As it is now that nobody else changes it.
-        let vm = self.find_vm(project, name).await?.value;
+        let (_life, vm) = self.hold(project, name).await?;
+        let vm = vm.value;
         may_be_forked(&vm, request.seal)?;
         let names = self.fork_names(&vm, request.name.as_ref(), count).await?;
         let warnings = self.check_forks(who, &vm, &names).await?;
@@ -82,7 +80,11 @@ impl Node {
                 Err(fault) => {
                     // All or none: nothing runs in any of them.
                     for fork in &forks {
-                        self.remove(fork).await?;
+                        let life = self.life(&fork.id);
+                        let _life = life.lock().await;
+                        if let Err(left) = self.remove(fork).await {
+                            tracing::error!("fork {} stays: {left}", fork.name);
+                        }
                     }
                     return Err(fault);
                 }
@@ -144,11 +146,17 @@ impl Node {
             }
         }
         self.check_height(vm).await?;
-        let now = self.capacity().await?;
+        let mut now = self.capacity().await?;
+        if vm.phase != VmPhase::Template {
+            // It gives its processors up.
+            let own = u32::from(vm.spec.vcpus);
+            now.vcpus_used = now.vcpus_used.saturating_sub(own);
+        }
         let (vcpus, memory) = (vm.spec.vcpus, vm.spec.memory_bytes);
         capacity::check_many(&now, &self.config, vcpus, memory, names.len() as u32)?;
         let cards = vm.spec.networks.iter();
         let networks: Vec<Name> = cards.map(|card| card.network.clone()).collect();
+        self.check_addresses(&networks, names.len()).await?;
         let mut warnings = BTreeSet::new();
         for name in names {
             let policies = &self.policies;
@@ -236,11 +244,10 @@ impl Node {
     /// Says why no fork can be made of a template whose memory is gone.
     async fn still_kept(&self, template: &Vm) -> Answer<()> {
         let children = self.launcher.list().await?;
-        if children
-            .iter()
-            .any(|child| child.id.as_str() == template.id)
-        {
-            return Ok(());
+        let is_it = |child: &Child| child.id.as_str() == template.id;
+        if children.iter().any(is_it) {
+            // Done already, unless the host was cut off before.
+            return self.launcher.seal(&template.id).await;
         }
         Err(impossible(format!("{}: {GONE}", template.name)))
     }
@@ -344,6 +351,11 @@ impl Node {
 
     /// Makes a template a machine that does not run, if nothing stands on it. The caller holds its life.
     pub(crate) async fn end_template(&self, template: &Vm) -> Answer<()> {
+        let Ok(_alone) = self.snapshot_uses.try_write() else {
+            return Err(conflict(
+                "A snapshot is being taken, or gone on from, which may stand on it: try again when that has ended",
+            ));
+        };
         self.nothing_stands_on(template).await?;
         self.drop_shells_of(&template.id).await?;
         let why = "it was a template, whose memory was given up";
@@ -366,7 +378,16 @@ pub(crate) fn not_a_template(vm: &Vm) -> Answer<()> {
 }
 
 fn may_be_forked(vm: &Vm, seal: bool) -> Answer<()> {
+    if vm.spec.hugepages {
+        return Err(conflict(format!(
+            "{}'s memory is of huge pages, of which no forks are made in this version of DWCP",
+            vm.name
+        )));
+    }
     match vm.phase {
+        VmPhase::Running | VmPhase::Paused if vm.desired == Desired::Stopped => Err(conflict(
+            format!("{} is being stopped: start it again first", vm.name),
+        )),
         VmPhase::Template => Ok(()),
         VmPhase::Running | VmPhase::Paused if seal => Ok(()),
         VmPhase::Running | VmPhase::Paused => Err(conflict(format!(

@@ -10,7 +10,7 @@ use dwcp_audit::AuditLog;
 use dwcp_control::Name;
 use dwcp_control::ownership::{Forbidden, Ownership};
 use dwcp_control::records::{Capacity, Host, Vm};
-use dwcp_store::{RedbStore, Store, TypedError};
+use dwcp_store::{RedbStore, Store, TypedError, Versioned};
 use dwcp_vmm::client::VmmClient;
 
 use crate::auditing;
@@ -183,6 +183,23 @@ impl Node {
                  ended",
             )
         })
+    }
+
+    /// Holds a machine's life, found by its name; answers it as it is now that nobody else changes it.
+    pub(crate) async fn hold(
+        &self,
+        project: &Name,
+        name: &Name,
+    ) -> Answer<(tokio::sync::OwnedMutexGuard<()>, Versioned<Vm>)> {
+        let id = self.find_vm(project, name).await?.value.id;
+        let life = self.life_soon(&id).await?;
+        let found = self.find_vm(project, name).await?;
+        if found.value.id != id {
+            return Err(conflict(format!(
+                "{name} was deleted and made anew meanwhile"
+            )));
+        }
+        Ok((life, found))
     }
 
     /// What was done with a machine has failed half-way, perhaps: the keeper is to look after it.

@@ -97,15 +97,7 @@ impl Node {
         force: bool,
         if_match: Option<u64>,
     ) -> Answer<()> {
-        let id = self.find_vm(project, name).await?.value.id;
-        let _life = self.life_soon(&id).await?;
-        // Read again: it may have been started while its life was another's.
-        let found = self.find_vm(project, name).await?;
-        if found.value.id != id {
-            return Err(conflict(format!(
-                "{name} was deleted and made anew meanwhile"
-            )));
-        }
+        let (_life, found) = self.hold(project, name).await?;
         if if_match.is_some_and(|revision| revision != found.revision.0) {
             return Err(Fault::new(
                 FaultKind::Changed,
@@ -207,8 +199,8 @@ impl Node {
         let warnings = self.policies.check_migrate(who, &vm, &peer).await?;
         {
             // Whoever sets the phase has the migration: a second one finds it set.
-            let _life = self.life_soon(&vm.id).await?;
-            let now = self.find_vm(project, name).await?.value;
+            let (_life, now) = self.hold(project, name).await?;
+            let now = now.value;
             not_a_template(&now)?;
             if now.phase != VmPhase::Running {
                 return Err(conflict(format!(

@@ -38,6 +38,11 @@ impl Restarts {
         wait
     }
 
+    /// The start that was counted last did not come about, for a reason that is not the guest's.
+    pub(crate) fn undo(&mut self) {
+        self.count = self.count.saturating_sub(1);
+    }
+
     /// Whether it has been started so often in a row that a policy gives it up.
     pub(crate) fn is_hopeless(&self, now_ms: u64) -> bool {
         self.count >= RESTARTS_MAX && now_ms.saturating_sub(self.last_ms) <= FORGIVEN_MS

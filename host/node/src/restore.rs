@@ -91,12 +91,19 @@ impl Node {
                 at.snapshot
             ))
         })?;
+        if template.phase != VmPhase::Template {
+            return Err(conflict(format!(
+                "{}, which its disks stand on, is no template any more",
+                template.name
+            )));
+        }
         Ok(Lower {
             files: self.vm_dir(&template.id),
             is_template: true,
+            // What it stood on may be gone, if that has none of its disks.
+            origin: template.origin.clone().filter(|_| has_own_disks(&template)),
             id: template.id,
             name: template.name,
-            origin: template.origin,
         })
     }
 

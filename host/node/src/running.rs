@@ -122,8 +122,8 @@ impl Node {
         name: &Name,
         target: &MemoryTarget,
     ) -> Answer<Versioned<Vm>> {
-        let vm = self.find_vm(project, name).await?.value;
-        let _life = self.life_soon(&vm.id).await?;
+        let (_life, vm) = self.hold(project, name).await?;
+        let vm = vm.value;
         not_a_template(&vm)?;
         if vm.spec.hugepages {
             return Err(impossible(format!(
@@ -175,10 +175,8 @@ impl Node {
         disk: &str,
         resize: &DiskResize,
     ) -> Answer<Versioned<Vm>> {
-        let id = self.find_vm(project, name).await?.value.id;
-        let _life = self.life_soon(&id).await?;
-        // As it is now that nobody else changes it.
-        let vm = self.find_vm(project, name).await?.value;
+        let (_life, vm) = self.hold(project, name).await?;
+        let vm = vm.value;
         not_a_template(&vm)?;
         let Some(at) = vm.spec.disks.iter().position(|of| of.name == disk) else {
             return Err(Fault::not_found(format!("disk {disk} of {name}")));
@@ -196,7 +194,7 @@ impl Node {
         if !matches!(
             vm.phase,
             VmPhase::Running | VmPhase::Paused | VmPhase::Stopped | VmPhase::Crashed
-        ) || self.is_migrating(&id)
+        ) || self.is_migrating(&vm.id)
         {
             return Err(conflict(format!(
                 "{name} cannot be changed now: {}",
@@ -210,7 +208,7 @@ impl Node {
             self.may_write(&vm, own.format, size_bytes).await?;
         }
         // First what is wanted: whatever is cut off after this, the next start does.
-        let changed = self.records.change_vm(&id, |vm| {
+        let changed = self.records.change_vm(&vm.id, |vm| {
             if let Some(disk) = vm.spec.disks.get_mut(at) {
                 disk.size_bytes = size_bytes;
             }
@@ -219,7 +217,7 @@ impl Node {
         if runs {
             self.lengthen(&vm, disk, size_bytes).await?;
         } else if own.format == Layer::Raw {
-            let path = self.vm_dir(&id).join(&own.name);
+            let path = self.vm_dir(&vm.id).join(&own.name);
             let resized =
                 tokio::task::spawn_blocking(move || hardware::lengthen_raw(&path, size_bytes));
             resized.await.map_err(internal)?.map_err(internal)?;

@@ -218,8 +218,8 @@ impl Service for Node {
             let vm = self.find_vm(project, name).await?.value;
             self.permit(&vm).await?;
             // Whoever restores it counts on it not being wanted meanwhile.
-            let _life = self.life_soon(&vm.id).await?;
-            let vm = self.find_vm(project, name).await?.value;
+            let (_life, vm) = self.hold(project, name).await?;
+            let vm = vm.value;
             if vm.phase == VmPhase::Template {
                 self.end_template(&vm).await?;
             }
@@ -265,7 +265,8 @@ impl Service for Node {
             .audited(who, "vm.stop", &at, json!({ "force": force }), checked)
             .await?;
         let (operation, running) = self.operations.begin("vm.stop", &at, "stopping").await?;
-        if vm.phase == VmPhase::Stopped {
+        // One that is wanted waits for its turn.
+        if vm.phase == VmPhase::Stopped && vm.desired == Desired::Stopped {
             running.end(&Ok("It did not run".into())).await;
             return self.operations.get(&operation.id).await;
         }

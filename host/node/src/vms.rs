@@ -218,6 +218,8 @@ impl Node {
         if let Some(origin) = vm.origin.as_ref().filter(|_| vm.started_ms == 0) {
             return self.go_on_from(vm, origin, permit).await;
         }
+        // The host's limit may be a later one than the machine.
+        self.check_baseline(vm.spec.cpu).await?;
         let mut images = vec![self.images.open_image(&vm.spec.kernel)?];
         if let Some(initrd) = &vm.spec.initrd {
             images.push(self.images.open_image(initrd)?);
@@ -323,9 +325,7 @@ impl Node {
             let _life = life.lock().await;
             // Its guest may have reset itself while its life was another's.
             let force = force || self.is_down(id).await?;
-            if !force {
-                self.still_running(id, force).await?;
-            }
+            self.still_running(id, force).await?;
             self.records
                 .change_vm(id, |vm| vm.desired = Desired::Stopped)
                 .await
@@ -375,7 +375,13 @@ impl Node {
     /// Whether a machine waits for its next start.
     async fn is_down(&self, id: &str) -> Answer<bool> {
         let vm = self.records.vm_by_id(id).await.map_err(record)?;
-        Ok(vm.is_some_and(|vm| matches!(vm.phase, VmPhase::Crashed | VmPhase::Starting)))
+        let is_down = |phase| {
+            matches!(
+                phase,
+                VmPhase::Crashed | VmPhase::Starting | VmPhase::Stopped
+            )
+        };
+        Ok(vm.is_some_and(|vm| is_down(vm.phase)))
     }
 
     /// Ends a machine's process whoever is at it, so that it can be told no more to run. Not one that is between two
@@ -386,7 +392,11 @@ impl Node {
         };
         let is_its_own = matches!(
             vm.phase,
-            VmPhase::Running | VmPhase::Paused | VmPhase::Starting | VmPhase::Crashed
+            VmPhase::Running
+                | VmPhase::Paused
+                | VmPhase::Starting
+                | VmPhase::Crashed
+                | VmPhase::Stopped
         );
         if !is_its_own || self.is_migrating(id) {
             return Err(conflict(format!(
@@ -407,7 +417,15 @@ impl Node {
         match vm {
             Some(vm) if vm.phase == VmPhase::Running => Ok(()),
             // Nothing runs in it yet, or any more, and nothing will.
-            Some(vm) if matches!(vm.phase, VmPhase::Starting | VmPhase::Crashed) && force => Ok(()),
+            Some(vm)
+                if force
+                    && matches!(
+                        vm.phase,
+                        VmPhase::Starting | VmPhase::Crashed | VmPhase::Stopped
+                    ) =>
+            {
+                Ok(())
+            }
             Some(vm) if vm.phase == VmPhase::Paused && force => Ok(()),
             Some(vm) if vm.phase == VmPhase::Paused => Err(conflict(format!(
                 "{} is paused, and feels no power button: resume it, or stop it by force",
