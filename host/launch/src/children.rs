@@ -155,6 +155,18 @@ struct VmMemory {
     size: MemorySize,
     memory: OwnedFd,
     bitmap: OwnedFd,
+    /// Whether it is a template's, which this VM was only laid over with.
+    is_anothers: bool,
+}
+
+impl VmMemory {
+    /// Refuses what is for a VM's own memory.
+    fn own(&self, id: &ChildId) -> Result<&OwnedFd, Refusal> {
+        match self.is_anothers {
+            true => Err(Refusal::NoSuchVm(id.clone())),
+            false => Ok(&self.memory),
+        }
+    }
 }
 
 impl Children {
@@ -207,6 +219,7 @@ impl Children {
                 None => create_memory(size)?,
             },
             bitmap: DirtyBitmap::create(size)?,
+            is_anothers: template.is_some(),
         };
         let mut given = vec![
             open_device(KVM)?,
@@ -236,12 +249,12 @@ impl Children {
 
     /// Seals the memory of a VM whose VMM has ended.
     pub fn seal(&mut self, id: &ChildId) -> Result<(), Refusal> {
-        let memory = self.memory_of(id)?;
+        let memory = self.memory_of(id)?.own(id)?;
         if matches!(self.records[id].life, Life::Running(_)) {
             return Err(Refusal::Running(id.clone()));
         }
-        if !is_template(&memory.memory)? {
-            seal_template(&memory.memory)?;
+        if !is_template(memory)? {
+            seal_template(memory)?;
         }
         Ok(())
     }
@@ -277,9 +290,9 @@ impl Children {
         }
         let vm_memory = self.memory_of(&vm)?;
         let memory = match side {
-            Side::Source => reopen_read_only(&vm_memory.memory)?,
+            Side::Source => reopen_read_only(vm_memory.own(&vm)?)?,
             Side::PrivateSource => self.process_memory(&vm)?,
-            Side::Destination => copy(&vm_memory.memory)?,
+            Side::Destination => copy(vm_memory.own(&vm)?)?,
         };
         let size = vm_memory.size;
         let mut given = vec![memory, copy(&vm_memory.bitmap)?];

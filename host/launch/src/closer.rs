@@ -3,7 +3,7 @@
 //! Whoever closes a tap's last descriptor waits, some 30 ms, until the kernel has forgotten the link. A VMM that did so
 //! would be gone that much later, and the launcher would answer nobody meanwhile. So the launcher keeps a copy, and
 //! sends it here when the VMM has ended. What always holds: a descriptor is closed also when this process is gone, by
-//! the launcher. This process has no power, and ends with the launcher.
+//! the launcher. This process has no power, and ends with the launcher; one that is told to stop waits for it.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -13,14 +13,17 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
-use nix::unistd::{ForkResult, fork};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::sandbox::drop_capabilities;
 
 /// The launcher's end.
 #[derive(Debug)]
 pub struct Closer {
-    socket: OwnedFd,
+    /// Closed first of all at the end, by which the process knows.
+    socket: Option<OwnedFd>,
+    process: Option<Pid>,
 }
 
 impl Closer {
@@ -35,7 +38,10 @@ impl Closer {
         )?;
         // SAFETY: this process has one thread, so the other is a whole copy and may run ordinary code.
         match unsafe { fork() }? {
-            ForkResult::Parent { .. } => Ok(Self { socket }),
+            ForkResult::Parent { child } => Ok(Self {
+                socket: Some(socket),
+                process: Some(child),
+            }),
             ForkResult::Child => {
                 drop(socket);
                 close_all(&theirs);
@@ -47,15 +53,27 @@ impl Closer {
 
     /// Has a descriptor closed.
     pub fn close(&self, descriptor: OwnedFd) {
+        let Some(socket) = &self.socket else {
+            return;
+        };
         let rights = [descriptor.as_raw_fd()];
         // When it cannot be sent it is closed here, as it is when it was.
         let _ = sendmsg::<()>(
-            self.socket.as_raw_fd(),
+            socket.as_raw_fd(),
             &[IoSlice::new(&[0])],
             &[ControlMessage::ScmRights(&rights)],
             MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
             None,
         );
+    }
+}
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        self.socket = None;
+        if let Some(process) = self.process {
+            while waitpid(process, None) == Err(Errno::EINTR) {}
+        }
     }
 }
 
@@ -109,7 +127,8 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         let alone = Closer {
-            socket: ours.into(),
+            socket: Some(ours.into()),
+            process: None,
         };
         let (mut kept, sent) = UnixStream::pair().unwrap();
         alone.close(sent.into());

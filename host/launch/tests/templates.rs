@@ -61,6 +61,9 @@ fn sealed_memory_is_shared_and_never_written() {
         assert_eq!(fork.report["descriptors"][2]["writable"], false);
         assert_eq!(fork.ask("peek 2"), 5);
     }
+    // A fork's own pages are not in it, so nobody takes it for the fork's memory.
+    let sent = client.spawn_mover(&id("m-2"), &id("one"), Side::Source, json!({}), &[]);
+    assert!(refusal(sent).contains("one"));
     // Nor by who would receive a VM into it.
     let mut mover = launcher.mover("m", "vm-1", Side::Destination);
     assert_eq!(mover.ask("poke 0 6"), false);

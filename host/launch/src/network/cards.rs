@@ -215,11 +215,12 @@ fn make_device(
     make: impl Fn() -> Result<OwnedFd, NetworkError>,
 ) -> Result<OwnedFd, NetworkError> {
     let made = make();
-    if made.as_ref().is_err_and(NetworkError::is_taken)
-        && let Ok(index) = links.index(name)
-    {
-        links.remove(index).map_err(NetworkError::Links)?;
-        return make();
+    if !made.as_ref().is_err_and(NetworkError::is_taken) {
+        return made;
     }
-    made
+    // It may just have gone.
+    if let Ok(index) = links.index(name) {
+        links.remove(index).map_err(NetworkError::Links)?;
+    }
+    make()
 }

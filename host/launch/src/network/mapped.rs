@@ -52,7 +52,12 @@ pub struct Mapped {
 pub fn make(nft: &Nft, mapped: Mapped) -> Result<OwnedFd, NetworkError> {
     // A namespace is a thread's: this one ends before anything else is done.
     let nft = nft.clone();
-    let made = std::thread::spawn(move || make_here(&nft, &mapped)).join();
+    let thread = std::thread::Builder::new().spawn(move || make_here(&nft, &mapped));
+    let thread = thread.map_err(|source| {
+        let errno = source.raw_os_error().unwrap_or(libc::EAGAIN);
+        NetworkError::Namespace(nix::errno::Errno::from_raw(errno))
+    })?;
+    let made = thread.join();
     made.unwrap_or_else(|_| Err(NetworkError::Namespace(nix::errno::Errno::ECHILD)))
 }
 
