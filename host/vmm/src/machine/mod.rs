@@ -396,7 +396,12 @@ impl Machine {
             return Err(self.refuse("be paused"));
         }
         // While the guest still runs: what is left to do when it stands is little.
-        self.order_devices(|| Order::Sync, SYNC_TIMEOUT)?;
+        // One after another, so that no other device is kept from its driver.
+        let until = Instant::now() + SYNC_TIMEOUT;
+        for function in self.devices.pci.functions() {
+            let synced = function.worker().order_until(Order::Sync, until);
+            synced.map_err(DeviceError::from)?;
+        }
         if let Err(error) = self.stop() {
             self.go_on();
             return Err(error);
@@ -501,7 +506,8 @@ impl Machine {
         Ok(())
     }
 
-    /// The same order to all devices, which have so long for it together.
+    /// The same order to all devices, which have so long for it together. No vCPU runs meanwhile, for it could not reach any
+    /// of them.
     fn order_devices(
         &self,
         order: impl Fn() -> Order,
