@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use crate::colour;
+use crate::table::plain;
 
 /// Says what went wrong on standard error, and gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
@@ -16,13 +17,14 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let style = colour::Style::on(std::io::stderr().is_terminal());
-    eprintln!("{} {error}", style.bad("error:"));
+    // Parts of it may be a stranger's.
+    eprintln!("{} {}", style.bad("error:"), plain(&error.to_string()));
     for cause in error.chain().skip(1) {
-        eprintln!("  because: {cause}");
+        eprintln!("  because: {}", plain(&cause.to_string()));
     }
     if let Some(error) = error.downcast_ref::<dwcp_sdk::Error>() {
         for reason in error.reasons() {
-            eprintln!("  • {reason}");
+            eprintln!("  • {}", plain(reason));
         }
     }
     ExitCode::from(1)

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use crate::colour::Style;
 
-/// Control characters do not reach the terminal, whoever made the text.
-fn plain(text: &str) -> String {
+/// Control characters do not reach the terminal, whoever made the text; lines stay.
+pub fn plain(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
         .collect()
 }
 
@@ -15,7 +15,11 @@ fn plain(text: &str) -> String {
 pub fn table(style: Style, headings: &[&str], rows: Vec<Vec<String>>) -> String {
     let rows: Vec<Vec<String>> = rows
         .into_iter()
-        .map(|row| row.iter().map(|cell| plain(cell)).collect())
+        .map(|row| {
+            row.iter()
+                .map(|cell| plain(&cell.replace('\n', " ")))
+                .collect()
+        })
         .collect();
     let widths: Vec<usize> = headings
         .iter()

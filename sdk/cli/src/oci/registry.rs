@@ -31,6 +31,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 const REDIRECTS_MAX: usize = 5;
 /// Times that a transfer is begun without coming further.
 const ATTEMPTS: u32 = 5;
+/// Times that it is begun at all.
+const ATTEMPTS_MAX: u32 = 100;
 /// Wait before the second attempt; it doubles each time.
 const BACK_OFF: Duration = Duration::from_millis(250);
 
@@ -38,6 +40,8 @@ const BACK_OFF: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Registry {
     http: Client,
+    /// For logins: follows nobody.
+    tokens: Client,
     base: String,
     /// Why a registry on this machine is not spoken to over TLS.
     untrusted: Option<String>,
@@ -50,7 +54,8 @@ pub struct Registry {
 impl Registry {
     /// The one of a reference.
     pub async fn new(reference: Reference) -> Result<Self> {
-        let http = client(reference.is_local())?;
+        let http = client(reference.is_local(), true)?;
+        let tokens = client(reference.is_local(), false)?;
         // Docker's own is known by a name under which it does not answer.
         let host = match reference.registry.as_str() {
             "docker.io" => "registry-1.docker.io",
@@ -68,6 +73,7 @@ impl Registry {
         };
         Ok(Self {
             http,
+            tokens,
             base,
             untrusted,
             reference,
@@ -106,18 +112,21 @@ impl Registry {
 
     /// Fetches what is missing of a blob.
     pub async fn blob(&mut self, into: &mut Checked, bar: &ProgressBar) -> Result<()> {
-        let mut attempt = 0;
-        while !into.is_whole() {
-            let before = into.length();
+        let (mut attempt, mut furthest) = (0, 0);
+        for all in 1.. {
+            if into.is_whole() {
+                break;
+            }
             let Some(broken) = self.more(into, bar).await? else {
                 return Ok(());
             };
-            attempt = if into.length() > before {
+            attempt = if into.length() > furthest {
                 1
             } else {
                 attempt + 1
             };
-            if attempt >= ATTEMPTS {
+            furthest = furthest.max(into.length());
+            if attempt >= ATTEMPTS || all >= ATTEMPTS_MAX {
                 return Err(broken);
             }
             tokio::time::sleep(BACK_OFF * 2_u32.pow(attempt)).await;
@@ -173,6 +182,10 @@ impl Registry {
                 return Err(self.refused(status, path));
             }
             has_logged_in = true;
+            // Whoever it redirects to says nothing of who may have what.
+            if Url::parse(&url)?.origin() != response.url().origin() {
+                return Err(self.refused(status, path));
+            }
             let challenge = Challenge::of(response.headers());
             let challenge = challenge.ok_or_else(|| self.refused(status, path))?;
             self.authorization = Some(self.log_in(&challenge).await?);
@@ -218,12 +231,12 @@ impl Registry {
                 ]);
                 form.query_pairs_mut().extend_pairs(asked);
                 let body = form.query().unwrap_or_default().to_owned();
-                let request = self.http.post(url).body(body);
+                let request = self.tokens.post(url).body(body);
                 request.header("content-type", "application/x-www-form-urlencoded")
             }
             (None, login) => {
                 url.query_pairs_mut().extend_pairs(asked);
-                let request = self.http.get(url);
+                let request = self.tokens.get(url);
                 match login {
                     Some(login) => request.header(AUTHORIZATION, basic(login)?),
                     None => request,
@@ -344,7 +357,7 @@ async fn whole(mut response: Response) -> Result<Vec<u8>> {
 }
 
 /// A client that trusts whom this machine trusts. `to_local` is for a registry on this machine.
-fn client(to_local: bool) -> Result<Client> {
+fn client(to_local: bool, follows: bool) -> Result<Client> {
     let mut roots = rustls::RootCertStore::empty();
     // Some of a machine's authorities may not be understood; the others count.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -355,7 +368,9 @@ fn client(to_local: bool) -> Result<Client> {
         .with_no_client_auth();
     let redirects = Policy::custom(move |attempt| {
         let is_secure = attempt.url().scheme() == "https";
-        if attempt.previous().len() > REDIRECTS_MAX {
+        if !follows {
+            attempt.stop()
+        } else if attempt.previous().len() > REDIRECTS_MAX {
             attempt.error("it redirects without end")
         } else if is_secure || to_local && attempt.url().host_str().is_some_and(is_local) {
             attempt.follow()
