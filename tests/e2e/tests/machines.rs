@@ -10,7 +10,7 @@ use dwcp_e2e::{Bed, BedOptions, Programs, TestHost};
 use dwcp_guest::Tick;
 use dwcp_sdk::Client;
 use dwcp_sdk::types::{
-    DiskSpec, MigrateRequest, RestartPolicy, SnapshotCreate, Vm, VmCreate, VmPhase,
+    DiskSpec, ForkRequest, MigrateRequest, RestartPolicy, SnapshotCreate, Vm, VmCreate, VmPhase,
 };
 
 const PROJECT: &str = "default";
@@ -150,6 +150,12 @@ async fn memory_of_huge_pages_is_taken_whole_and_given_back() {
         .snapshot_create(PROJECT, &SnapshotCreate::new("kept", "huge"))
         .await;
     assert!(snapshot.unwrap_err().to_string().contains("huge pages"));
+    let fork = ForkRequest {
+        seal: true,
+        ..ForkRequest::default()
+    };
+    let forked = client.vm_fork(PROJECT, "huge", &fork).await;
+    assert!(forked.unwrap_err().to_string().contains("huge pages"));
     let memory = client.vm_memory(PROJECT, "huge", 32 * MIB).await;
     assert!(memory.unwrap_err().to_string().contains("huge pages"));
     let to = MigrateRequest {
